@@ -1,0 +1,121 @@
+"""Names: of datasets, of columns, and of every key that the product writes in the lake's bucket."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, NamedTuple
+from uuid import UUID
+
+from pydantic import AfterValidator
+
+_IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,127}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_RESERVED_LAYERS = {"runs", "tables", "logic"}
+"""Top-level folders of the bucket that are the product's own: no prefix dataset may lie in them."""
+
+
+def _identifier(value: str) -> str:
+    if not _IDENTIFIER.fullmatch(value):
+        raise ValueError(f"expected an identifier ({_IDENTIFIER.pattern}), got {value!r}")
+    return value
+
+
+def _dataset(value: str) -> str:
+    parts = value.split("/") if "/" in value else value.split(".")
+    well_formed = len(parts) >= 2 and all(_IDENTIFIER.fullmatch(part) for part in parts)
+    if not well_formed or ("/" not in value and len(parts) != 2):
+        raise ValueError(f"expected a table `namespace.table` or a prefix `layer/name`, got {value!r}")
+    if "/" in value and parts[0] in _RESERVED_LAYERS:
+        raise ValueError(f"expected a layer other than {', '.join(sorted(_RESERVED_LAYERS))}, got {value!r}")
+    return value
+
+
+def _commit(value: str) -> str:
+    if not _COMMIT.fullmatch(value):
+        raise ValueError(f"expected a commit of 40 hex digits, got {value!r}")
+    return value
+
+
+def _relative_path(value: str) -> str:
+    parts = value.split("/")
+    if not value or value.startswith("/") or ".." in parts or "\\" in value or not value.isprintable():
+        raise ValueError(f"expected a path inside the logic repository, got {value!r}")
+    return value
+
+
+def _relation(value: str) -> str:
+    parts = value.split(".")
+    if not value.isprintable() or len(parts) > 2 or not all(parts):
+        raise ValueError(f"expected `name` or `schema.relation`, got {value!r}")
+    return value
+
+
+Identifier = Annotated[str, AfterValidator(_identifier)]
+DatasetName = Annotated[str, AfterValidator(_dataset)]
+Commit = Annotated[str, AfterValidator(_commit)]
+RelativePath = Annotated[str, AfterValidator(_relative_path)]
+RelationName = Annotated[str, AfterValidator(_relation)]
+
+
+def is_table(dataset: str) -> bool:
+    """A table `namespace.table`; everything else is a prefix of files, `layer/name`."""
+    return "/" not in dataset
+
+
+class OpenLineageName(NamedTuple):
+    """A dataset as OpenLineage names it: https://openlineage.io/docs/spec/naming."""
+
+    namespace: str
+    name: str
+
+
+def openlineage(dataset: str, bucket: str) -> OpenLineageName:
+    """S3 datasets are namespace `s3://<bucket>` and the key's path; a URL is its scheme and host, and its path."""
+    if "://" in dataset:
+        scheme, _, rest = dataset.partition("://")
+        host, _, path = rest.partition("/")
+        return OpenLineageName(f"{scheme}://{host}", path or "/")
+    path = table_prefix(dataset).rstrip("/") if is_table(dataset) else dataset
+    return OpenLineageName(f"s3://{bucket}", path)
+
+
+def quarantine_of(table: str) -> str:
+    """The prefix dataset that takes a table's bad rows: `staging.flights` -> `failed/staging/flights`."""
+    return "failed/" + table.replace(".", "/")
+
+
+def rerun_branch(run_id: UUID) -> str:
+    """The Iceberg branch, or the side name of a prefix's snapshot, that a rerun publishes to."""
+    return f"rerun_{run_id.hex}"
+
+
+def table_prefix(table: str) -> str:
+    return f"tables/{table.replace('.', '/')}/"
+
+
+def data_prefix(dataset: str, run_id: UUID, attempt: int, written_at: datetime) -> str:
+    """Where one attempt's files of one output go. No two attempts share a prefix, so files are never overwritten."""
+    if is_table(dataset):
+        return f"{table_prefix(dataset)}data/{run_id}/{attempt}/"
+    return f"{dataset}/ingested_on={written_at:%Y-%m-%d}/{run_id}/{attempt}/"
+
+
+def snapshots_prefix(dataset: str) -> str:
+    return f"{dataset}/_snapshots/"
+
+
+def run_prefix(run_id: UUID) -> str:
+    return f"runs/{run_id}/"
+
+
+def manifest_key(run_id: UUID) -> str:
+    return f"{run_prefix(run_id)}manifest.json"
+
+
+def spec_key(run_id: UUID) -> str:
+    return f"{run_prefix(run_id)}spec.json"
+
+
+def log_key(run_id: UUID, attempt: int) -> str:
+    return f"{run_prefix(run_id)}log.{attempt}.jsonl"

@@ -1,0 +1,54 @@
+"""What each category of failure leads to: one pure table, and the back-off it asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from runner.model.errors import Category, Failure
+
+BACK_OFF_FIRST_S = 1.0
+BACK_OFF_LONGEST_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    retry: bool
+    alert: bool
+
+
+POLICY: dict[Category, Policy] = {
+    Category.TRANSIENT: Policy(retry=True, alert=False),
+    Category.RATE_LIMIT: Policy(retry=True, alert=False),
+    Category.INFRASTRUCTURE: Policy(retry=True, alert=True),
+    Category.DATA: Policy(retry=False, alert=False),
+    Category.SCHEMA: Policy(retry=False, alert=True),
+    Category.LOGIC: Policy(retry=False, alert=False),
+    Category.SPEC: Policy(retry=False, alert=False),
+    Category.CONFLICT: Policy(retry=False, alert=False),
+}
+
+
+def may_retry(failure: Failure, *, attempt: int, max_attempts: int) -> bool:
+    return POLICY[failure.category].retry and attempt < max_attempts
+
+
+def back_off_s(failure: Failure, *, attempt: int, jitter: Callable[[], float]) -> float:
+    """Seconds to wait after attempt number `attempt`: 1, 2, 4 … with jitter, or as a rate limit said.
+
+    `jitter` returns a number in [0, 1); the wait is spread over the upper half of its step, so that workers
+    that failed together do not come back together.
+    """
+    if failure.retry_after_s is not None:
+        return failure.retry_after_s
+    step = min(BACK_OFF_FIRST_S * 2.0 ** (attempt - 1), BACK_OFF_LONGEST_S)
+    return step * (0.5 + jitter() / 2)
+
+
+def exit_code(failure: Failure | None) -> int:
+    """0 succeeded, 1 failed for good, 2 bad usage or spec, 75 (EX_TEMPFAIL of sysexits.h) may be retried."""
+    if failure is None:
+        return 0
+    if failure.category is Category.SPEC:
+        return 2
+    return 75 if POLICY[failure.category].retry else 1

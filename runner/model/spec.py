@@ -1,0 +1,256 @@
+"""The job spec: the request, immutable, refused at the door where it is not exact."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+from uuid import UUID
+
+from pydantic import AwareDatetime, Field, field_validator, model_validator
+
+from runner.model.names import Commit, DatasetName, Identifier, RelationName, RelativePath, is_table
+from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_json
+
+
+class Stage(StrEnum):
+    """The stages that exist, each with a queue (and an image) of its own."""
+
+    EXTRACT = "extract"
+    LOAD = "load"
+    TRANSFORM = "transform"
+    QUERY = "query"
+
+
+class Logic(Strict):
+    """Whose logic runs: never a branch, always the commit."""
+
+    repo: Annotated[str, Field(min_length=1, max_length=2048)]
+    commit: Commit
+    path: RelativePath = "."
+
+
+class Source(Strict):
+    """One file to fetch: where it is, and the name an output takes it by."""
+
+    name: Identifier
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$", max_length=2048)]
+
+
+class ExtractWork(Strict):
+    """Fetch files over HTTP(S) as they are."""
+
+    kind: Literal["extract"]
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+
+
+class CsvFormat(Strict):
+    type: Literal["csv"]
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    nulls: tuple[str, ...] = ("",)
+
+
+class JsonLinesFormat(Strict):
+    type: Literal["jsonl"]
+
+
+class ParquetFormat(Strict):
+    type: Literal["parquet"]
+
+
+SourceFormat = Annotated[CsvFormat | JsonLinesFormat | ParquetFormat, Field(discriminator="type")]
+
+
+class LoadWork(Strict):
+    """Files of a prefix into one table, each row held to a contract; rows that break it go to quarantine."""
+
+    kind: Literal["load"]
+    contract: RelativePath
+    format: SourceFormat
+    max_bad_fraction: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Above this share of bad rows nothing is published but the quarantine, and the run fails."""
+
+
+class DbtStep(Strict):
+    command: Literal["build", "run", "test", "seed", "snapshot"]
+    select: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class DbtWork(Strict):
+    """dbt commands in order, on one scratch database."""
+
+    kind: Literal["dbt"]
+    steps: Annotated[tuple[DbtStep, ...], Field(min_length=1)]
+    vars: dict[str, str | int | float | bool] = {}
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    target: Identifier = "prod"
+
+
+class QueryWork(Strict):
+    """One SQL file; its rows are the output."""
+
+    kind: Literal["query"]
+    file: RelativePath
+
+
+Work = Annotated[ExtractWork | LoadWork | DbtWork | QueryWork, Field(discriminator="kind")]
+
+WORK_OF_STAGE: dict[Stage, str] = {
+    Stage.EXTRACT: "extract",
+    Stage.LOAD: "load",
+    Stage.TRANSFORM: "dbt",
+    Stage.QUERY: "query",
+}
+
+
+class Input(Strict):
+    dataset: DatasetName
+    as_: Annotated[RelationName | None, Field(alias="as")] = None
+    """The view's name in the engine's database; a table's own name if not given."""
+    snapshot: Annotated[str, Field(pattern=r"^[0-9]+$")] | None = None
+    """The version to read; the newest at the first attempt if not given."""
+
+    @property
+    def alias(self) -> str:
+        return self.as_ or self.dataset
+
+
+class Output(Strict):
+    dataset: DatasetName
+    from_: Annotated[RelationName | None, Field(alias="from")] = None
+    """What the work calls it: a source's name, or `schema.relation` in dbt's database."""
+    mode: Literal["replace"] = "replace"
+    format: Literal["csv", "parquet"] | None = None
+    """For a prefix that a query fills; a table needs none."""
+
+
+class Resources(Strict):
+    """Sizes as ECS states them: CPU units (1024 = one core), MiB, and seconds of wall-clock time."""
+
+    cpu: Annotated[int, Field(ge=128, le=65536)] = 1024
+    memory_mib: Annotated[int, Field(ge=256, le=524288)] = 4096
+    timeout_s: Annotated[int, Field(ge=1, le=172800)] = 3600
+
+
+class Rerun(Strict):
+    """Says that this run repeats another: `effect` is the first of the chain, `of` the one it was made from."""
+
+    of: UUID
+    effect: UUID
+    publish: bool = False
+
+
+class JobSpec(Strict):
+    """One request to run one stage. See DESIGN: the JSON Schema of this model is `schemas/spec.json`."""
+
+    spec_version: Literal[1]
+    run_id: UUID
+    pipeline: Identifier
+    task: Identifier
+    """The pipeline file's name for this step."""
+    pipeline_run: UUID | None = None
+    """Shared by the runs that one launch of a pipeline made."""
+    stage: Stage
+    logic: Logic
+    work: Work
+    inputs: tuple[Input, ...] = ()
+    outputs: Annotated[tuple[Output, ...], Field(min_length=1)]
+    logical_time: AwareDatetime
+    params: dict[Identifier, str] = {}
+    """The pipeline's parameters as they were when this spec was made from it."""
+    labels: dict[Identifier, str] = {}
+    resources: Resources = Resources()
+    max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    rerun: Rerun | None = None
+
+    @property
+    def effect(self) -> UUID:
+        """The first run of the chain of reruns that this one belongs to; its own id if it is the first."""
+        return self.rerun.effect if self.rerun else self.run_id
+
+    @property
+    def publishes_to_branch(self) -> bool:
+        """A rerun never changes a published table unless it was told to."""
+        return self.rerun is not None and not self.rerun.publish
+
+    @field_validator("inputs")
+    @classmethod
+    def _inputs_unique(cls, inputs: tuple[Input, ...]) -> tuple[Input, ...]:
+        _once([each.alias.lower() for each in inputs], "an input's `as`")
+        return inputs
+
+    @field_validator("outputs")
+    @classmethod
+    def _outputs_unique(cls, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
+        _once([each.dataset for each in outputs], "an output's dataset")
+        return outputs
+
+    @model_validator(mode="after")
+    def _work_fits(self) -> Self:
+        expected = WORK_OF_STAGE[self.stage]
+        if self.work.kind != expected:
+            raise ValueError(f"work.kind: expected {expected!r} for stage {self.stage.value}, got {self.work.kind!r}")
+        match self.work:
+            case ExtractWork():
+                self._fits_extract(self.work)
+            case LoadWork():
+                self._fits_load()
+            case DbtWork():
+                self._fits_dbt()
+            case QueryWork():
+                self._fits_query()
+        return self
+
+    def _fits_extract(self, work: ExtractWork) -> None:
+        names = [source.name for source in work.sources]
+        _once(names, "a source's name")
+        if self.inputs:
+            raise ValueError(f"inputs: expected none for extract, got {len(self.inputs)}")
+        _prefixes_only(self.outputs)
+        taken = [output.from_ or "" for output in self.outputs]
+        if sorted(taken) != sorted(names):
+            raise ValueError(f"outputs: expected one `from` each source ({', '.join(names)}), got {', '.join(taken)}")
+
+    def _fits_load(self) -> None:
+        if len(self.inputs) != 1 or is_table(self.inputs[0].dataset):
+            raise ValueError("inputs: expected exactly one prefix dataset for load")
+        if len(self.outputs) != 1 or not is_table(self.outputs[0].dataset):
+            raise ValueError("outputs: expected exactly one table for load")
+
+    def _fits_dbt(self) -> None:
+        _tables_only([each.dataset for each in self.inputs], "inputs")
+        _tables_only([each.dataset for each in self.outputs], "outputs")
+        for index, output in enumerate(self.outputs):
+            if output.from_ is None or "." not in output.from_:
+                raise ValueError(f"outputs[{index}].from: expected `schema.relation`, got {output.from_!r}")
+
+    def _fits_query(self) -> None:
+        _tables_only([each.dataset for each in self.inputs], "inputs")
+        if len(self.outputs) != 1:
+            raise ValueError(f"outputs: expected exactly one for query, got {len(self.outputs)}")
+        output = self.outputs[0]
+        if not is_table(output.dataset) and output.format is None:
+            raise ValueError("outputs[0].format: expected 'csv' or 'parquet' for a prefix, got none")
+
+
+def parse_spec(raw: bytes | str, *, what: str = "job spec") -> JobSpec:
+    """Parse a job spec; raises `SpecError` naming the field, what was expected and what came."""
+    return parse_json(JobSpec, raw, what=what, max_bytes=MAX_DOCUMENT_BYTES)
+
+
+def _once(names: list[str], what: str) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"expected {what} to be given once, got {name!r} {names.count(name)} times")
+
+
+def _tables_only(datasets: list[str], field: str) -> None:
+    for index, dataset in enumerate(datasets):
+        if not is_table(dataset):
+            raise ValueError(f"{field}[{index}].dataset: expected a table `namespace.table`, got {dataset!r}")
+
+
+def _prefixes_only(outputs: tuple[Output, ...]) -> None:
+    for index, output in enumerate(outputs):
+        if is_table(output.dataset):
+            raise ValueError(f"outputs[{index}].dataset: expected a prefix `layer/name`, got {output.dataset!r}")

@@ -1,0 +1,67 @@
+"""Settings: the only place that reads the environment. Twelve-factor `RUNNER_*`, frozen once read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from runner.model.errors import SpecError
+from runner.model.strict import explain
+
+
+def _split(value: object) -> object:
+    """`a, b` as a person writes it in a variable."""
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """Everything that differs between a laptop and Fargate. Nothing set at all means the embedded services."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNNER_", frozen=True, extra="ignore")
+
+    home: Path = Path(".runner")
+    """Where the embedded services keep their state, and workers their caches."""
+    ledger_url: SecretStr | None = None
+    """postgresql://user:password@host:port/database"""
+    bucket: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")] = "stage-runner-lake"
+    queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")] = "stage-runner-"
+    """Queues are `<prefix><stage>` and `<prefix><stage>-dlq`."""
+    catalog: Literal["sql", "glue"] = "sql"
+    """Where Iceberg tables are listed: beside the ledger in Postgres, or in AWS Glue."""
+    source_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
+    """Hosts that extract may fetch from: names, `*.domain`, and addresses or CIDR blocks for private ones."""
+    logic_repo: str | None = None
+    """The repository that `submit --pipeline` and `run-pipeline` read when none is given."""
+    emulator: Path = Path(".venv-emulator/bin/ministack")
+    """The emulator's program, for the embedded services."""
+    log_format: Literal["auto", "json", "text"] = "auto"
+    aws_endpoint_url: Annotated[str | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None
+    aws_region: Annotated[str, Field(validation_alias="AWS_REGION")] = "us-east-1"
+
+    @property
+    def embedded(self) -> bool:
+        """True where no ledger is configured: the services of `runner up` are used."""
+        return self.ledger_url is None
+
+    @property
+    def cache(self) -> Path:
+        return self.home / "cache"
+
+
+def load_settings() -> Settings:
+    """Read the environment. Raises `SpecError` naming the variable, what was expected and what came."""
+    try:
+        return Settings()
+    except ValidationError as exc:
+        raise SpecError(f"environment: RUNNER_{explain(exc)}", hint="runner doctor lists the settings") from exc
+
+
+def process_environment() -> dict[str, str]:
+    """The environment that git may see: how to find programs, certificates and proxies, and nothing else."""
+    wanted = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
+    names = [*wanted, *(name.lower() for name in wanted if name.endswith("PROXY"))]
+    return {name: os.environ[name] for name in names if name in os.environ}

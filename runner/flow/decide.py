@@ -1,0 +1,86 @@
+"""decide: one compare-and-set in the ledger ends the run, with its whole manifest."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from runner.flow.room import Room
+from runner.log import logger
+from runner.model.errors import Failure
+from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, Pin, Plan, Report, State
+from runner.model.names import is_table, log_key, quarantine_of
+from runner.model.spec import JobSpec
+from runner.ports import Claimed, Ports
+
+
+def decide(
+    spec: JobSpec,
+    claimed: Claimed,
+    ports: Ports,
+    room: Room,
+    *,
+    pins: tuple[Pin, ...],
+    plan: Plan | None,
+    outputs: tuple[OutputRecord, ...],
+    failure: Failure | None,
+    report: Report,
+) -> Manifest:
+    """Raises `LostLease` where the run has become another attempt's: then that one decides."""
+    decided_at = ports.clock.now()
+    state: Literal[State.SUCCEEDED, State.FAILED] = State.SUCCEEDED if failure is None else State.FAILED
+    logger.info("run %s: %s", state.value, failure.message if failure else _rows(outputs))
+    upload_log(spec, claimed.attempt, ports, room)
+    attempts = tuple(
+        each.model_copy(update={"outcome": state.value, "failure": failure, "ended_at": decided_at})
+        if each.attempt == claimed.attempt
+        else each
+        for each in ports.ledger.attempts(spec.run_id)
+    )
+    manifest = Manifest(
+        run_id=spec.run_id,
+        effect=spec.effect,
+        state=state,
+        failure=failure,
+        spec=spec,
+        spec_sha256=spec.digest(),
+        plan_id=plan.plan_id if plan else None,
+        attempt=claimed.attempt,
+        submitted_at=claimed.submitted_at,
+        decided_at=decided_at,
+        attempts=tuple(_with_log(spec, each, ports) for each in attempts),
+        pins=pins,
+        outputs=outputs,
+        report=report,
+    )
+    ports.ledger.decide(manifest, attempt=claimed.attempt)
+    return manifest
+
+
+def look(spec: JobSpec, plan: Plan | None, ports: Ports) -> tuple[OutputRecord, ...]:
+    """What of this run has landed, plan or none: asked before a run is decided failed, so that the record is true."""
+    planned = {output.dataset: output for output in plan.outputs} if plan else {}
+    names = [output.dataset for output in spec.outputs]
+    names += [quarantine_of(name) for name in names if is_table(name)]
+    found = []
+    for name in names:
+        for landed in ports.datasets(name).load(name).landed(spec.run_id):
+            if name in planned and landed.tag and plan and landed.tag.plan_id == plan.plan_id:
+                found.append(planned[name].model_copy(update={"snapshot": landed.snapshot}))
+            else:
+                logger.warning("%s: snapshot %s of this run is of no plan that is known", name, landed.snapshot)
+    return tuple(found)
+
+
+def upload_log(spec: JobSpec, attempt: int, ports: Ports, room: Room) -> None:
+    """Put the attempt's log beside the manifest, as far as it goes."""
+    if room.log.exists():
+        ports.objects.put(log_key(spec.run_id, attempt), room.log.read_bytes())
+
+
+def _with_log(spec: JobSpec, attempt: AttemptRecord, ports: Ports) -> AttemptRecord:
+    key = log_key(spec.run_id, attempt.attempt)
+    return attempt.model_copy(update={"log": ports.objects.uri(key) if ports.objects.exists(key) else None})
+
+
+def _rows(outputs: tuple[OutputRecord, ...]) -> str:
+    return ", ".join(f"{each.dataset} {each.rows:,} rows" for each in outputs if each.rows is not None) or "done"

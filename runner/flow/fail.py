@@ -1,0 +1,59 @@
+"""What a failed attempt leads to: back to the queue by the policy's table, or decided failed with what has landed."""
+
+from __future__ import annotations
+
+import random
+
+from runner.flow.decide import decide, look, upload_log
+from runner.flow.room import Room
+from runner.flow.waiting import Waiting
+from runner.log import logger
+from runner.model.errors import Category, Failure, InfrastructureError
+from runner.model.manifest import Manifest, Plan, Report
+from runner.model.policy import POLICY, back_off_s
+from runner.model.spec import JobSpec
+from runner.ports import Claimed, Ports
+
+
+def fail(
+    spec: JobSpec, claimed: Claimed, ports: Ports, room: Room, *, plan: Plan | None, failure: Failure
+) -> Manifest | Waiting:
+    """A retry while tries are left; and for as long as it takes once a plan is in force, for it may have landed."""
+    logger.error("%s: %s", failure.category.value, failure.message)
+    tries_left = plan is not None or claimed.tries < spec.max_attempts
+    if POLICY[failure.category].retry and tries_left:
+        wait_s = back_off_s(failure, attempt=claimed.tries, jitter=random.random)
+        logger.warning("attempt %d of %d gives the run back for %.1f s", claimed.tries, spec.max_attempts, wait_s)
+        _upload_what_there_is(spec, claimed, ports, room)
+        ports.ledger.release(spec.run_id, claimed.attempt, outcome="retry", failure=failure, wait_s=wait_s)
+        return Waiting(seconds=wait_s, failure=failure)
+    return decide(
+        spec,
+        claimed,
+        ports,
+        room,
+        pins=claimed.pins or (),
+        plan=plan,
+        outputs=look(spec, plan, ports),
+        failure=failure,
+        report=plan.report if plan else Report(),
+    )
+
+
+def settle(spec: JobSpec, ports: Ports) -> Failure:
+    """Why a run whose tries are used up failed: what its last attempt said, or that it ended without a word."""
+    before = [each for each in ports.ledger.attempts(spec.run_id) if each.outcome in ("retry", "lost")]
+    said = before[-1].failure if before else None
+    return said or Failure(
+        category=Category.INFRASTRUCTURE,
+        message=f"expected one of {spec.max_attempts} attempts to end, got none: each was lost with its worker",
+        hint="was the worker killed for its memory? raise resources.memory_mib",
+    )
+
+
+def _upload_what_there_is(spec: JobSpec, claimed: Claimed, ports: Ports, room: Room) -> None:
+    try:
+        upload_log(spec, claimed.attempt, ports, room)
+    except InfrastructureError as error:
+        # S3 may be what is away: giving the run back matters more than its log.
+        logger.warning("the log of attempt %d is not kept: %s", claimed.attempt, error.message)

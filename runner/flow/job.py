@@ -1,0 +1,69 @@
+"""One delivery of one run, from claim to record: the house's main corridor, a door a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from runner.flow.audit import audit
+from runner.flow.claim import claim
+from runner.flow.commit import commit
+from runner.flow.decide import decide
+from runner.flow.execute import execute
+from runner.flow.fail import fail, settle
+from runner.flow.plan import plan
+from runner.flow.record import record
+from runner.flow.resolve import resolve
+from runner.flow.room import Room, room
+from runner.flow.waiting import HandedBack, Waiting
+from runner.log import bound_to_run, logger
+from runner.model.errors import InfrastructureError, RunnerError
+from runner.model.manifest import Manifest
+from runner.model.spec import JobSpec
+from runner.ports import Busy, Claimed, Decided, LostLease, Ports
+
+Keep = Callable[[JobSpec, Claimed, Room], AbstractContextManager[None]]
+"""Keeps the lease and hides the message while the job is at work."""
+
+
+def run_job(spec: JobSpec, ports: Ports, *, keep: Keep) -> Manifest | Waiting:
+    """Carry the run as far as it goes. Raises `LostLease`, or `InfrastructureError` where nothing can be recorded."""
+    claimed = claim(spec, ports)
+    if isinstance(claimed, Busy):
+        return Waiting(seconds=claimed.seconds, failure=None)
+    if isinstance(claimed, Decided):
+        return claimed.manifest if claimed.recorded else record(claimed.manifest, ports)
+    fields = {"run_id": str(spec.run_id), "attempt": claimed.attempt, "pipeline": spec.pipeline, "task": spec.task}
+    with room(spec, claimed.attempt, ports) as here, bound_to_run(here.log, **fields), keep(spec, claimed, here):
+        ended = _attempt(spec, claimed, ports, here)
+    return ended if isinstance(ended, Waiting) else record(ended, ports)
+
+
+def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manifest | Waiting:
+    planned, pins = claimed.plan, claimed.pins or ()
+    try:
+        if planned is None and claimed.settling:
+            return fail(spec, claimed, ports, here, plan=None, failure=settle(spec, ports))
+        if planned is None:
+            resolved = resolve(spec, claimed, ports, here)
+            pins = resolved.pins
+            audited = audit(spec, resolved, execute(spec, resolved, ports), ports.software)
+            planned = plan(spec, claimed, audited, ports, here)
+        outputs = commit(spec, claimed, planned, ports)
+        ended = planned.failure
+        return decide(
+            spec, claimed, ports, here, pins=pins, plan=planned, outputs=outputs, failure=ended, report=planned.report
+        )
+    except HandedBack:
+        ports.ledger.release(spec.run_id, claimed.attempt, outcome="handed back", failure=None, wait_s=0)
+        raise
+    except RunnerError as error:
+        return fail(spec, claimed, ports, here, plan=planned, failure=error.failure)
+    except LostLease:
+        raise
+    except Exception as error:  # a fault of ours must not take the worker down, nor the run out of the record
+        logger.exception("unexpected %s", type(error).__name__)
+        unexpected = InfrastructureError(
+            f"unexpected {type(error).__name__}: {error}", hint="the log has the traceback"
+        )
+        return fail(spec, claimed, ports, here, plan=planned, failure=unexpected.failure)

@@ -1,0 +1,50 @@
+"""The folder that one attempt works in: workspace, scratch, log. It is gone when the attempt ends."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.model.errors import InfrastructureError
+from runner.model.spec import JobSpec
+from runner.ports import Ports
+
+
+@dataclass(frozen=True)
+class Room:
+    folder: Path
+
+    @property
+    def workspace(self) -> Path:
+        """The logic's files at their commit."""
+        return self.folder / "logic"
+
+    @property
+    def scratch(self) -> Path:
+        """The engine's own; results are in `scratch/out`."""
+        return self.folder / "scratch"
+
+    @property
+    def out(self) -> Path:
+        return self.scratch / "out"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+
+@contextmanager
+def room(spec: JobSpec, attempt: int, ports: Ports) -> Iterator[Room]:
+    """Raises `InfrastructureError` where the scratch cannot be written."""
+    made = Room((ports.scratch / f"{spec.run_id}.{attempt}").absolute())
+    try:
+        made.out.mkdir(parents=True)
+    except OSError as exc:
+        raise InfrastructureError(f"scratch {made.folder}: expected a folder to write to, got {exc.strerror}") from exc
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made.folder, ignore_errors=True)

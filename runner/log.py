@@ -1,0 +1,75 @@
+"""Logs: one JSON object a line, bound to the run at hand; plain text for a person at a terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+_RUN: ContextVar[dict[str, object]] = ContextVar("run", default={})  # noqa: B039 - never mutated, only replaced
+
+logger = logging.getLogger("runner")
+
+
+class JsonLines(logging.Formatter):
+    """`{"at", "level", "message", run_id, attempt, …}`, one object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            **_RUN.get(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class PlainText(logging.Formatter):
+    """`12:00:01 load_flights  message`, for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        at = datetime.fromtimestamp(record.created, UTC).strftime("%H:%M:%S")
+        task = str(_RUN.get().get("task", "runner"))
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        line = f"{at}  {task:<16} {mark}{printable(record.getMessage())}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+def printable(text: str) -> str:
+    """`text` without control characters: names and messages come from repositories that nobody here wrote."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def configure(log_format: Literal["auto", "json", "text"], *, level: int = logging.INFO) -> None:
+    """Send the product's log to standard error, which leaves standard output to `--json`."""
+    stream = logging.StreamHandler(sys.stderr)
+    plain = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
+    stream.setFormatter(PlainText() if plain else JsonLines())
+    logger.handlers[:] = [stream]
+    logger.setLevel(logging.DEBUG)
+    stream.setLevel(level)
+    logger.propagate = False
+
+
+@contextmanager
+def bound_to_run(path: Path, **fields: object) -> Iterator[None]:
+    """Within: every line carries `fields`, and goes to the run's own log at `path` too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(JsonLines())
+    token = _RUN.set(fields)
+    # The worker runs one job at a time, so the run's log may listen to the whole product.
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        _RUN.reset(token)

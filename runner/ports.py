@@ -1,0 +1,355 @@
+"""What the flow needs of the world, as protocols. Adapters implement them; in-memory twins pass the same tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Protocol
+from uuid import UUID
+
+from runner.model.errors import Failure
+from runner.model.lineage import Edge as Edge
+from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, Pin, Plan, Software, State
+from runner.model.messages import EngineResult, FieldIds, Job, Progress
+from runner.model.spec import JobSpec, Stage
+
+LEASE_S = 60.0
+"""How long a claim holds without a heartbeat: the time after which a dead worker's run goes on elsewhere."""
+HEARTBEAT_S = LEASE_S / 4
+
+
+class Clock(Protocol):
+    def now(self) -> datetime:
+        """The time, with its zone."""
+
+
+# ---------------------------------------------------------------- queue
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """One delivery of one message. `receipt` is good for this delivery only."""
+
+    stage: Stage
+    body: str
+    receipt: str
+    message_id: str
+
+
+class Queue(Protocol):
+    """A queue a stage, at least once, with a dead-letter queue beside it. Raises `InfrastructureError`."""
+
+    def send(self, stage: Stage, body: str) -> None: ...
+
+    def receive(self, stage: Stage, *, wait_s: float) -> Delivery | None:
+        """One message, hidden from others for `LEASE_S`, or None after `wait_s` (at most 20, SQS's longest poll)."""
+
+    def hide(self, delivery: Delivery, *, seconds: float) -> None:
+        """Keep the message from others for `seconds` from now; 0 hands it back at once. A gone message is no error."""
+
+    def delete(self, delivery: Delivery) -> None:
+        """Acknowledge. A message that is gone already is no error."""
+
+    def bury(self, delivery: Delivery, *, reason: str) -> None:
+        """Move a message that is no job spec to the dead-letter queue, with the reason beside it."""
+
+
+# ---------------------------------------------------------------- objects
+
+
+class Objects(Protocol):
+    """The lake's bucket. Keys are relative to it. Raises `InfrastructureError`."""
+
+    def uri(self, key: str) -> str: ...
+
+    def get(self, key: str) -> bytes | None:
+        """The object, or None if there is none."""
+
+    def put(self, key: str, body: bytes) -> None: ...
+
+    def put_if_absent(self, key: str, body: bytes) -> bool:
+        """Create the object unless one is there (If-None-Match). True if these bytes are what is there now."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys below `prefix`, sorted."""
+
+    def exists(self, key: str) -> bool: ...
+
+    def put_file(self, key: str, path: Path) -> None: ...
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Download to `path`, which appears only when whole. Raises `FileNotFoundError` if there is no object."""
+
+
+# ---------------------------------------------------------------- datasets
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitTag:
+    """Who made a snapshot, kept in its summary: what `look first` looks for."""
+
+    run_id: UUID
+    effect: UUID
+    plan_id: UUID
+    attempt: int
+    logical_time: datetime
+    submitted_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landed:
+    """A snapshot, and who made it; no tag means a writer from outside."""
+
+    snapshot: str
+    tag: CommitTag | None
+
+
+class LostRace(Exception):
+    """Somebody's snapshot came between load and commit: nothing of ours landed. Load again and look."""
+
+
+class LoadedDataset(Protocol):
+    """A dataset as it was at one moment. `replace` lands only if nobody has committed since."""
+
+    @property
+    def field_ids(self) -> Mapping[str, FieldIds]: ...
+
+    @property
+    def last_field_id(self) -> int: ...
+
+    def head(self, branch: str | None) -> Landed | None: ...
+
+    def landed(self, run_id: UUID) -> Sequence[Landed]:
+        """Every snapshot that this run has made here, on any branch."""
+
+    def replace(self, output: OutputRecord, tag: CommitTag) -> str:
+        """Make `output.files` the whole content of its branch, in one snapshot; returns its id.
+
+        Raises `LostRace` if it did not land because another commit came first, `SchemaError` if the columns cannot
+        become the table's, and `TransientError` if it is not known whether it landed.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedFile:
+    """A file that the broker may hand to the engine."""
+
+    uri: str
+    bytes: int
+    holds_rows: bool
+    """False for metadata: reading it alone is no reading of rows."""
+
+
+class Datasets(Protocol):
+    """Tables, or prefixes of files: versioned datasets. Raises `InfrastructureError`."""
+
+    def pin(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
+        """The named snapshot, or the newest one. Raises `DataError` if there is none."""
+
+    def files(self, pin: Pin) -> Sequence[ServedFile]:
+        """Exactly the files of the pinned snapshot. Raises `DataError` if it has expired."""
+
+    def load(self, dataset: str) -> LoadedDataset:
+        """The dataset as it is now; one that does not exist yet is empty."""
+
+
+# ---------------------------------------------------------------- logic
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A commit's tree as files, verified: `tree` was recomputed from them."""
+
+    commit: str
+    tree: str
+    origin: Literal["repository", "archive"]
+    committed_at: datetime
+
+
+class LogicSource(Protocol):
+    """git. Raises `LogicError`, `InfrastructureError`, and `SpecError` for an address that is not allowed."""
+
+    def resolve_ref(self, repo: str, ref: str) -> str: ...
+
+    def read_file(self, repo: str, commit: str, path: str) -> bytes: ...
+
+    def checkout(self, repo: str, commit: str, workspace: Path) -> Checkout: ...
+
+
+# ---------------------------------------------------------------- engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What the broker saw the engine do with one input."""
+
+    used: bool
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """The engine's own account, and the broker's; `reads` is None where no broker watched."""
+
+    result: EngineResult
+    reads: Mapping[str, Read] | None
+
+
+class Engine(Protocol):
+    """Does the work of a job in its scratch. Raises the category of error that the work ended with."""
+
+    def execute(
+        self,
+        job: Job,
+        *,
+        served: Mapping[str, Sequence[ServedFile]],
+        say: Callable[[Progress], None],
+    ) -> Execution:
+        """`served` maps each input's alias to the files that may be opened for it."""
+
+
+# ---------------------------------------------------------------- ledger
+
+
+class LostLease(Exception):
+    """The run is another attempt's now, or decided. Stop, touch nothing, say nothing to the queue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """The run is this attempt's. With a plan, roll it forward; `settling` means that no try is left to execute."""
+
+    attempt: int
+    tries: int
+    """How many attempts have been spent, this one included; one that was handed back is not."""
+    settling: bool
+    submitted_at: datetime
+    pins: tuple[Pin, ...] | None
+    plan: Plan | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Busy:
+    """Another attempt holds the lease for so much longer, or a back-off runs."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    manifest: Manifest
+    recorded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """A run as the ledger lists it."""
+
+    run_id: UUID
+    effect: UUID
+    pipeline: str
+    task: str
+    stage: Stage
+    state: State
+    attempt: int
+    max_attempts: int
+    logical_time: datetime
+    submitted_at: datetime
+    started_at: datetime | None
+    decided_at: datetime | None
+    failure: Failure | None
+    rows: int | None
+    commit: str
+    pipeline_run: UUID | None
+
+
+class Ledger(Protocol):
+    """Postgres. Every write of an attempt requires that the run is still that attempt's and undecided.
+
+    Raises `LostLease` where it is not, and `InfrastructureError` where the ledger cannot be reached.
+    """
+
+    def submit(self, spec: JobSpec) -> datetime:
+        """Store the spec; the same spec again is no error, another under the same run_id is a `ConflictError`."""
+
+    def claim(self, spec: JobSpec, *, worker: str) -> Claimed | Busy | Decided:
+        """Take the run for `LEASE_S`, under the next attempt number. `ConflictError` as for `submit`."""
+
+    def heartbeat(self, run_id: UUID, attempt: int) -> None: ...
+
+    def pin(self, run_id: UUID, attempt: int, pins: Sequence[Pin]) -> tuple[Pin, ...]:
+        """Store the pins unless an earlier attempt did; returns those in force."""
+
+    def plan(self, run_id: UUID, attempt: int, plan: Plan) -> Plan:
+        """Store the plan unless an earlier attempt did; returns the one in force."""
+
+    def release(
+        self,
+        run_id: UUID,
+        attempt: int,
+        *,
+        outcome: Literal["retry", "handed back"],
+        failure: Failure | None,
+        wait_s: float,
+    ) -> None:
+        """Give the run back to the queue; nobody may claim it for `wait_s`."""
+
+    def attempts(self, run_id: UUID) -> tuple[AttemptRecord, ...]: ...
+
+    def decide(self, manifest: Manifest, *, attempt: int) -> None:
+        """The one compare-and-set that ends a run: terminal state, whole manifest, lineage, in one transaction.
+
+        `attempt` is the claim it is made under: another's where a manifest that S3 kept is put back.
+        """
+
+    def mark_recorded(self, run_id: UUID) -> None: ...
+
+    def spec(self, run_id: UUID) -> JobSpec | None: ...
+
+    def manifest(self, run_id: UUID) -> Manifest | None: ...
+
+    def run(self, run_id: UUID) -> RunRow | None: ...
+
+    def runs(
+        self,
+        *,
+        limit: int,
+        pipeline: str | None = None,
+        stage: Stage | None = None,
+        state: State | None = None,
+        pipeline_run: UUID | None = None,
+    ) -> list[RunRow]:
+        """Newest first."""
+
+    def newest(self, dataset: str) -> str | None:
+        """The snapshot that the latest decided run published of a dataset; None if no run did."""
+
+    def upstream(self, dataset: str, snapshot: str) -> list[Edge]:
+        """The closure of what a dataset's snapshot was made of."""
+
+    def downstream(self, dataset: str, snapshot: str) -> list[Edge]:
+        """The closure of what was made of a dataset's snapshot."""
+
+
+# ---------------------------------------------------------------- all together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """All that a job's flow reaches the world by."""
+
+    ledger: Ledger
+    objects: Objects
+    logic: LogicSource
+    datasets: Callable[[str], Datasets]
+    """The adapter that keeps a dataset, by the dataset's name: tables are kept otherwise than prefixes."""
+    engine: Callable[[Stage], Engine]
+    clock: Clock
+    software: Software
+    scratch: Path
+    """Folder below which each attempt gets one of its own, deleted when it ends."""
+    worker: str
+    """Who we are, for the record: host and process."""

@@ -1,0 +1,168 @@
+"""The engine's scratch database: inputs come in as views, outputs leave as Parquet with Iceberg's field ids."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import duckdb
+
+from runner.engines.inputs import BrokeredS3, Inputs
+from runner.engines.types import (
+    ColumnType,
+    cast_columns,
+    column_type,
+    field_ids,
+    field_ids_sql,
+    literal,
+    quote,
+    quote_relation,
+)
+from runner.model.errors import InfrastructureError
+from runner.model.manifest import Column, Fingerprint
+from runner.model.messages import EngineFile, EngineOutput, Job, JobOutput
+from runner.model.names import is_table
+
+ENGINE = f"duckdb {duckdb.__version__}"
+PER_RUN_COLUMNS = ("_run_id", "_processed_at")
+"""Columns that differ between a run and its rerun by their nature; fingerprints leave them out."""
+
+_EXTENSIONS = ("avro", "iceberg")
+_MEMORY_SHARE = 0.7
+"""DuckDB's part of the job's memory: Python, Arrow buffers and the operating system need the rest."""
+
+
+def settings(job: Job) -> dict[str, str | bool | int | float | list[str]]:
+    """DuckDB's configuration for a job: nothing from outside is fetched, and time is UTC."""
+    return {
+        "threads": str(max(1, job.resources.cpu // 1024)),
+        "memory_limit": f"{int(job.resources.memory_mib * _MEMORY_SHARE)}MiB",
+        "temp_directory": str(Path(job.scratch) / "spill"),
+        "autoinstall_known_extensions": "false",
+        "autoload_known_extensions": "false",
+        "allow_community_extensions": "false",
+    }
+
+
+def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
+    """Give a connection Iceberg, the broker as its only `s3://`, and UTC."""
+    for name in _EXTENSIONS:
+        connection.execute(f"LOAD {literal(str(_extension(name)))}")
+    if "s3" not in connection.list_filesystems():
+        connection.register_filesystem(BrokeredS3(inputs))
+    connection.execute("SET TimeZone = 'UTC'")
+
+
+def connect(job: Job, inputs: Inputs, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(database, config=settings(job))
+    configure(connection, inputs)
+    return connection
+
+
+def make_views(connection: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """A view for each table input, named by its `as`, over exactly the pinned snapshot."""
+    for each in job.inputs:
+        if not is_table(each.pin.dataset):
+            continue
+        schema, _, _ = each.pin.as_.rpartition(".")
+        if schema:
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}")
+        connection.execute(
+            f"CREATE OR REPLACE VIEW {quote_relation(each.pin.as_)} AS SELECT * FROM "
+            f"iceberg_scan({literal(each.pin.metadata)}, snapshot_from_id = {int(each.pin.snapshot)})"
+        )
+
+
+def export(
+    connection: duckdb.DuckDBPyConnection,
+    job: Job,
+    output: JobOutput,
+    relation: str,
+    *,
+    claimed_inputs: Sequence[str] | None,
+    dataset: str | None = None,
+    quarantine: bool = False,
+) -> EngineOutput:
+    """Write `relation` (a quoted name, or a query in parentheses) as the output's file in scratch.
+
+    Columns are cast to types that Iceberg has, without loss. Raises `SchemaError` where one has none.
+    """
+    dataset = dataset or output.output.dataset
+    described = connection.sql(f"SELECT * FROM {relation} LIMIT 0")
+    columns = {
+        name: column_type(dtype, relation=dataset, column=name)
+        for name, dtype in zip(described.columns, described.types, strict=True)
+    }
+    kind = "csv" if output.output.format == "csv" else "parquet"
+    name = f"{dataset.replace('.', '/').replace('/', '-')}.{kind}"
+    path = Path(job.scratch) / "out" / name
+    path.parent.mkdir(exist_ok=True)
+    rows = _copy(connection, relation, columns, path, kind, output if is_table(dataset) else None)
+    return EngineOutput(
+        dataset=dataset,
+        files=(EngineFile(path=name, rows=rows, sha256=_sha256(path)),),
+        rows=rows,
+        columns=tuple(Column(name=name, type=each.iceberg) for name, each in columns.items()),
+        fingerprint=_fingerprint(connection, path, kind, columns),
+        claimed_inputs=None if claimed_inputs is None else tuple(claimed_inputs),
+        quarantine=quarantine,
+    )
+
+
+def _copy(
+    connection: duckdb.DuckDBPyConnection,
+    relation: str,
+    columns: dict[str, ColumnType],
+    path: Path,
+    kind: str,
+    table: JobOutput | None,
+) -> int:
+    options = "FORMAT csv, HEADER" if kind == "csv" else "FORMAT parquet, COMPRESSION zstd"
+    if table:
+        options += f", FIELD_IDS {field_ids_sql(field_ids(columns, table.field_ids, table.last_field_id))}"
+    query = f"COPY (SELECT {cast_columns(columns)} FROM {relation}) TO {literal(str(path))} ({options})"
+    row = connection.execute(query).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _fingerprint(
+    connection: duckdb.DuckDBPyConnection, path: Path, kind: str, columns: dict[str, ColumnType]
+) -> Fingerprint:
+    """Of the file as written, so that a view with `random()` in it is not computed twice."""
+    kept = {name: each for name, each in columns.items() if name not in PER_RUN_COLUMNS}
+    reader = "read_csv" if kind == "csv" else "read_parquet"
+    options = ", header = true, all_varchar = true" if kind == "csv" else ""
+    names = ", ".join(quote(name) for name in kept)
+    row = connection.execute(
+        f"SELECT count(*), coalesce(sum(hash(t)), 0) FROM "
+        f"(SELECT {names} FROM {reader}({literal(str(path))}{options})) t"
+    ).fetchone()
+    rows, total = row or (0, 0)
+    shape = ";".join(f"{name} {each.iceberg}" for name, each in kept.items())
+    return Fingerprint(rows=rows, hash=hashlib.sha256(f"{shape}|{total}".encode()).hexdigest(), engine=ENGINE)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _extension(name: str) -> Path:
+    """The extension's file in its wheel, so that nothing is downloaded at run time."""
+    package = f"duckdb_extension_{name}"
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InfrastructureError(
+            f"DuckDB extension {name}: expected the package {package}, got none",
+            hint="install stage-runner with the stage's extra, for example stage-runner[query]",
+        )
+    folder = Path(next(iter(spec.submodule_search_locations))) / "extensions" / f"v{duckdb.__version__}"
+    return folder / f"{name}.duckdb_extension"
+
+
+def reason(exc: duckdb.Error) -> str:
+    """DuckDB's message in one line, without its drawing of the statement."""
+    text = str(exc).split("\n\nLINE ")[0]
+    return " ".join(text.split())

@@ -1,0 +1,174 @@
+"""boto3: the clients, and the one place where botocore's errors become the product's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from runner.model.errors import InfrastructureError, RunnerError, TransientError
+
+if TYPE_CHECKING:
+    from botocore.client import BaseClient
+    from types_boto3_s3.client import S3Client
+    from types_boto3_sqs.client import SQSClient
+
+CONNECT_TIMEOUT_S = 5
+READ_TIMEOUT_S = 60
+"""Above SQS's longest poll of 20 s, so that a quiet queue is no timeout."""
+TRIES = 4
+"""One try and three retries, in botocore's standard mode: with back-off, jitter and a quota of retries."""
+
+_GONE_BY_ITSELF = frozenset(
+    # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html, and SQS's common errors.
+    {
+        "OperationAborted",
+        "RequestThrottled",
+        "RequestTimeout",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+    }
+)
+_REFUSED = frozenset(
+    {
+        "403",
+        "AccessDenied",
+        "ExpiredToken",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "SignatureDoesNotMatch",
+    }
+)
+_SERVICES_HINT = "`runner up` starts the embedded services, `runner doctor` says what is missing"
+
+
+class Aws:
+    """Makes clients, all of one configuration. What is not given, botocore finds: a role, a profile."""
+
+    def __init__(
+        self,
+        *,
+        region: str,
+        endpoint_url: str | None = None,
+        access_key_id: str | None = None,
+        secret_access_key: str | None = None,
+    ) -> None:
+        self._region = region
+        self._endpoint_url = endpoint_url
+        self._access_key_id = access_key_id
+        self._secret_access_key = secret_access_key
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """The same configuration as pyiceberg and s3fs name it, without the `s3.` before each."""
+        named = {
+            "region": self._region,
+            "endpoint": self._endpoint_url,
+            "access-key-id": self._access_key_id,
+            "secret-access-key": self._secret_access_key,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    def s3(self) -> S3Client:
+        client: S3Client = self._client("s3")
+        return client
+
+    def sqs(self) -> SQSClient:
+        client: SQSClient = self._client("sqs")
+        return client
+
+    def _client(self, service: Literal["s3", "sqs"]) -> Any:
+        from boto3.session import Session
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        # An emulator answers at one host name; `<bucket>.<that name>` resolves nowhere.
+        addressing: Literal["path", "auto"] = "path" if self._endpoint_url else "auto"
+        config = Config(
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
+            retries={"mode": "standard", "total_max_attempts": TRIES},
+            s3={"addressing_style": addressing},
+        )
+        try:
+            return Session(region_name=self._region).client(
+                service,
+                endpoint_url=self._endpoint_url,
+                aws_access_key_id=self._access_key_id,
+                aws_secret_access_key=self._secret_access_key,
+                config=config,
+            )
+        except (BotoCoreError, ValueError) as exc:
+            # ValueError is how botocore refuses an endpoint that is no URL.
+            raise InfrastructureError(
+                f"{service.upper()}: expected a usable AWS configuration, got {exc}", hint=_SERVICES_HINT
+            ) from exc
+
+
+@contextmanager
+def aws_errors(client: BaseClient, thing: str) -> Iterator[None]:
+    """Within: what botocore raises about `thing` becomes `TransientError` or `InfrastructureError`.
+
+    Neither says that a write did not land: an answer can be lost on any try.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (Boto3Error, BotoCoreError, ClientError) as exc:
+        raise _translated(exc, client, thing) from exc
+
+
+def error_code(exc: BaseException) -> str:
+    """The code that the service answered with, in an `S3UploadFailedError` too; "" if it did not answer."""
+    from botocore.exceptions import ClientError
+
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, ClientError):
+            # SQS's older codes carry a prefix: `AWS.SimpleQueueService.NonExistentQueue`.
+            return str(cause.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def _translated(exc: Exception, client: BaseClient, thing: str) -> RunnerError:
+    from botocore import exceptions as botocore
+
+    place = f"{client.meta.service_model.service_id} at {client.meta.endpoint_url}"
+    came = " ".join(str(exc).split())
+    code = error_code(exc)
+    if code in _REFUSED:
+        return InfrastructureError(
+            f"{thing}: expected to be let in by {place}, got {came}",
+            hint="check the role's policy and its credentials",
+        )
+    if isinstance(
+        exc,
+        botocore.NoCredentialsError | botocore.PartialCredentialsError | botocore.CredentialRetrievalError,
+    ):
+        return InfrastructureError(
+            f"{thing}: expected credentials for {place}, got none that work: {came}", hint=_SERVICES_HINT
+        )
+    cut_off = (
+        botocore.ReadTimeoutError,
+        botocore.ConnectionClosedError,
+        botocore.ResponseStreamingError,
+        botocore.IncompleteReadError,
+        botocore.FlexibleChecksumError,
+    )
+    if isinstance(exc, cut_off) or code in _GONE_BY_ITSELF or _status(exc) == 429 or _status(exc) >= 500:
+        return TransientError(f"{thing}: expected an answer from {place}, got {came}")
+    return InfrastructureError(
+        f"{thing}: expected {place} to answer, got {came}", hint=None if code else _SERVICES_HINT
+    )
+
+
+def _status(exc: BaseException) -> int:
+    from botocore.exceptions import ClientError
+
+    if not isinstance(exc, ClientError):
+        return 0
+    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

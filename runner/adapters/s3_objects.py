@@ -1,0 +1,153 @@
+"""The lake's bucket, on S3."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.adapters.aws import aws_errors, error_code
+from runner.model.errors import InfrastructureError, TransientError
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+_CONDITIONAL_TRIES = 5
+_CONDITIONAL_PAUSE_S = 0.2
+
+
+class S3Objects:
+    """Implements `Objects`. Needs s3:ListBucket: without it S3 answers 403 for a key that is missing."""
+
+    def __init__(self, client: S3Client, bucket: str) -> None:
+        self._client = client
+        self._bucket = bucket
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self._bucket}/{key}"
+
+    def get(self, key: str) -> bytes | None:
+        with self._errors(key):
+            try:
+                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+            except self._client.exceptions.NoSuchKey:
+                return None
+
+    def put(self, key: str, body: bytes) -> None:
+        with self._errors(key):
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=body)
+
+    def put_if_absent(self, key: str, body: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        for _ in range(_CONDITIONAL_TRIES):
+            with self._errors(key):
+                try:
+                    self._client.put_object(Bucket=self._bucket, Key=key, Body=body, IfNoneMatch="*")
+                    return True
+                except ClientError as exc:
+                    # 412: an object is there. 409: another conditional write of this key was under way.
+                    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+                    if error_code(exc) not in {"PreconditionFailed", "ConditionalRequestConflict"}:
+                        raise
+            # botocore retries a request whose answer was lost, and then meets the object that it made itself.
+            there = self.get(key)
+            if there is not None:
+                return there == body
+            time.sleep(_CONDITIONAL_PAUSE_S)
+        raise TransientError(
+            f"object {self.uri(key)}: expected to create it, got {_CONDITIONAL_TRIES} conflicts and no object"
+        )
+
+    def list(self, prefix: str) -> list[str]:
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return sorted(entry["Key"] for page in pages for entry in page.get("Contents", []))
+
+    def exists(self, key: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        with self._errors(key):
+            try:
+                self._client.head_object(Bucket=self._bucket, Key=key)
+            except ClientError as exc:
+                if error_code(exc) != "404":
+                    raise
+                self._require_bucket()
+                return False
+        return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        with self._errors(key):
+            self._client.upload_file(
+                # S3 checks each part against it, so bytes that changed on the way are refused.
+                str(path),
+                self._bucket,
+                key,
+                ExtraArgs={"ChecksumAlgorithm": "SHA256"},
+            )
+
+    def get_file(self, key: str, path: Path) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            with self._errors(key):
+                try:
+                    # It downloads to a name beside `path` and renames that when whole.
+                    self._client.download_file(self._bucket, key, str(path))
+                    return
+                except ClientError as exc:
+                    if error_code(exc) != "404":
+                        raise
+                    self._require_bucket()
+        except OSError as exc:
+            raise InfrastructureError(f"{path}: expected to store object {self.uri(key)}, got {exc}") from exc
+        raise FileNotFoundError(self.uri(key))
+
+    def create_bucket(self) -> None:
+        """Make the bucket unless it is there, and keep its versions. One of another account is an error."""
+        region = self._client.meta.region_name
+        with self._errors(""):
+            try:
+                if region == "us-east-1":  # the one region that may not be named here
+                    self._client.create_bucket(Bucket=self._bucket)
+                else:
+                    self._client.create_bucket(
+                        Bucket=self._bucket,
+                        CreateBucketConfiguration={"LocationConstraint": region},  # type: ignore[typeddict-item]
+                    )
+            except self._client.exceptions.BucketAlreadyOwnedByYou:
+                pass
+            self._client.put_bucket_versioning(Bucket=self._bucket, VersioningConfiguration={"Status": "Enabled"})
+
+    def _require_bucket(self) -> None:
+        """S3 answers a HEAD with a bare 404, be it the key or the bucket that is missing: look again."""
+        from botocore.exceptions import ClientError
+
+        try:
+            self._client.head_bucket(Bucket=self._bucket)
+        except ClientError as exc:
+            if error_code(exc) == "404":
+                raise self._no_bucket() from exc
+            raise
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import ClientError
+
+        with aws_errors(self._client, f"object {self.uri(key)}" if key else f"bucket {self._bucket}"):
+            try:
+                yield
+            except (Boto3Error, ClientError) as exc:
+                if error_code(exc) == "NoSuchBucket":
+                    raise self._no_bucket() from exc
+                raise
+
+    def _no_bucket(self) -> InfrastructureError:
+        return InfrastructureError(
+            f"bucket {self._bucket} does not exist at {self._client.meta.endpoint_url}",
+            hint="RUNNER_BUCKET names the bucket; `runner up` makes it in the embedded services",
+        )

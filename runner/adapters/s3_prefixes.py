@@ -1,0 +1,191 @@
+"""Prefixes of files as versioned datasets: each version is one immutable JSON document beside the files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime
+
+from runner.model.errors import DataError, InfrastructureError
+from runner.model.manifest import Column, FileRecord, OutputRecord, Pin, SnapshotId
+from runner.model.messages import FieldIds
+from runner.model.names import DatasetName, rerun_branch, snapshots_prefix
+from runner.model.strict import Strict, parse_json
+from runner.ports import Clock, CommitTag, Landed, LostRace, Objects, ServedFile
+
+_DOCUMENT = re.compile(r"(?:(?P<number>[0-9]{8})|(?P<branch>rerun_[0-9a-f]{32}))\.json")
+_EARLIER_RUNS = 200
+"""How many versions back a document names the runs: 8 KB in each, and a look at 10,000 versions reads 50."""
+_DOCUMENTS_KEPT = 256
+
+
+class PrefixSnapshot(Strict):
+    """A version of a prefix: the whole list of its files, and who made it."""
+
+    prefix_version: Literal[1] = 1
+    dataset: DatasetName
+    snapshot: SnapshotId
+    parent: SnapshotId | None
+    """The newest published version when this one was made."""
+    run_id: UUID
+    effect: UUID
+    plan_id: UUID
+    attempt: int
+    logical_time: AwareDatetime
+    submitted_at: AwareDatetime
+    committed_at: AwareDatetime
+    files: tuple[FileRecord, ...]
+    rows: int | None
+    columns: tuple[Column, ...] | None
+    earlier_runs: tuple[UUID, ...] = ()
+    """The runs that made the versions just before this one, newest first. A branch names none."""
+
+    @property
+    def tag(self) -> CommitTag:
+        return CommitTag(
+            run_id=self.run_id,
+            effect=self.effect,
+            plan_id=self.plan_id,
+            attempt=self.attempt,
+            logical_time=self.logical_time,
+            submitted_at=self.submitted_at,
+        )
+
+
+class S3Prefixes:
+    """Implements `Datasets` for prefixes.
+
+    Version N is `<dataset>/_snapshots/<N in 8 digits>.json`; creating it if absent is the compare-and-swap.
+    A rerun's own version is `rerun_<run>.json` beside them, and its snapshot id is that name.
+    """
+
+    def __init__(self, objects: Objects, clock: Clock) -> None:
+        self._objects = objects
+        self._clock = clock
+        self._documents: dict[str, PrefixSnapshot] = {}
+
+    def pin(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
+        """One listing of the versions."""
+        there = self._snapshots(dataset)
+        if snapshot is None:
+            wanted = str(_newest(there))
+            expected = "at least one version"
+        else:
+            wanted = str(int(snapshot)) if snapshot.isdecimal() else snapshot
+            expected = f"version {wanted}"
+        if wanted not in there:
+            raise DataError(
+                f"input {dataset}: expected {expected}, got {_described(there)}",
+                hint=f"a run with {dataset} among its outputs writes it: is there one in `runner runs`?",
+                subject=dataset,
+            )
+        return Pin(as_=alias, dataset=dataset, snapshot=wanted, metadata=self._objects.uri(_key(dataset, wanted)))
+
+    def files(self, pin: Pin) -> Sequence[ServedFile]:
+        """The engine gets these by name, so no document needs to be served."""
+        document = self.read(pin.dataset, pin.snapshot)
+        if document is None:
+            raise DataError(
+                f"input {pin.dataset}: expected version {pin.snapshot}, got input expired: no {pin.metadata}",
+                subject=pin.dataset,
+            )
+        return [ServedFile(uri=file.uri, bytes=file.bytes, holds_rows=True) for file in document.files]
+
+    def load(self, dataset: str) -> LoadedPrefix:
+        return LoadedPrefix(self, dataset, self._snapshots(dataset))
+
+    def read(self, dataset: str, snapshot: str) -> PrefixSnapshot | None:
+        """A version's document, or None. A document never changes, so the last ones read are kept."""
+        key = _key(dataset, snapshot)
+        if key not in self._documents:
+            raw = self._objects.get(key)
+            if raw is None:
+                return None
+            document = parse_json(PrefixSnapshot, raw, what=self._objects.uri(key), error=InfrastructureError)
+            while len(self._documents) >= _DOCUMENTS_KEPT:
+                self._documents.pop(next(iter(self._documents)))
+            self._documents[key] = document
+        return self._documents[key]
+
+    def create(
+        self, dataset: str, snapshot: str, parent: PrefixSnapshot | None, output: OutputRecord, tag: CommitTag
+    ) -> None:
+        """Write the version's document. Raises `LostRace` if there is one already."""
+        published = output.branch is None
+        document = PrefixSnapshot(
+            dataset=dataset,
+            snapshot=snapshot,
+            parent=parent.snapshot if parent else None,
+            run_id=tag.run_id,
+            effect=tag.effect,
+            plan_id=tag.plan_id,
+            attempt=tag.attempt,
+            logical_time=tag.logical_time,
+            submitted_at=tag.submitted_at,
+            committed_at=self._clock.now(),
+            files=output.files,
+            rows=output.rows,
+            columns=output.columns,
+            earlier_runs=(parent.run_id, *parent.earlier_runs)[:_EARLIER_RUNS] if parent and published else (),
+        )
+        if not self._objects.put_if_absent(_key(dataset, snapshot), document.to_json().encode()):
+            raise LostRace(f"{dataset}: expected to create version {snapshot}, got one that is there already")
+
+    def _snapshots(self, dataset: str) -> frozenset[str]:
+        prefix = snapshots_prefix(dataset)
+        names = (_DOCUMENT.fullmatch(key.removeprefix(prefix)) for key in self._objects.list(prefix))
+        return frozenset(name["branch"] or str(int(name["number"])) for name in names if name)
+
+
+class LoadedPrefix:
+    """Implements `LoadedDataset`: the versions that were listed at one moment."""
+
+    field_ids: Mapping[str, FieldIds] = {}
+    last_field_id = 0
+
+    def __init__(self, prefixes: S3Prefixes, dataset: str, snapshots: frozenset[str]) -> None:
+        self._prefixes = prefixes
+        self._dataset = dataset
+        self._snapshots = snapshots
+        self._newest = _newest(snapshots)
+
+    def head(self, branch: str | None) -> Landed | None:
+        document = self._read(branch or str(self._newest))
+        return Landed(snapshot=document.snapshot, tag=document.tag) if document else None
+
+    def landed(self, run_id: UUID) -> Sequence[Landed]:
+        """Newest first, and exact: reads one document in 201, and those of the run itself."""
+        found = [self._read(rerun_branch(run_id))]
+        number = self._newest
+        while document := self._read(str(number)):
+            runs = (document.run_id, *document.earlier_runs)
+            found += [self._read(str(number - back)) for back, run in enumerate(runs) if run == run_id]
+            number -= len(runs)
+        return [Landed(snapshot=each.snapshot, tag=each.tag) for each in found if each]
+
+    def replace(self, output: OutputRecord, tag: CommitTag) -> str:
+        """Any other error than `LostRace` leaves open whether it landed: load again and look."""
+        snapshot = output.branch or str(self._newest + 1)
+        self._prefixes.create(self._dataset, snapshot, self._read(str(self._newest)), output, tag)
+        return snapshot
+
+    def _read(self, snapshot: str) -> PrefixSnapshot | None:
+        """None for what was not listed: never made, expired, or made after this handle was loaded."""
+        return self._prefixes.read(self._dataset, snapshot) if snapshot in self._snapshots else None
+
+
+def _newest(snapshots: frozenset[str]) -> int:
+    return max((int(each) for each in snapshots if each.isdecimal()), default=0)
+
+
+def _described(snapshots: frozenset[str]) -> str:
+    numbers = sorted(int(each) for each in snapshots if each.isdecimal())
+    return f"versions {numbers[0]} to {numbers[-1]}" if numbers else "none"
+
+
+def _key(dataset: str, snapshot: str) -> str:
+    name = f"{int(snapshot):08d}" if snapshot.isdecimal() else snapshot
+    return f"{snapshots_prefix(dataset)}{name}.json"

@@ -1,0 +1,165 @@
+"""A queue a stage, on SQS."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from runner.adapters.aws import aws_errors, error_code
+from runner.model.errors import InfrastructureError
+from runner.model.spec import Stage
+from runner.ports import LEASE_S, Delivery
+
+if TYPE_CHECKING:
+    from types_boto3_sqs.client import SQSClient
+    from types_boto3_sqs.type_defs import MessageAttributeValueTypeDef
+
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
+LONGEST_POLL_S = 20
+LONGEST_HIDE_S = 12 * 60 * 60
+LONGEST_RETENTION_S = 14 * 24 * 60 * 60
+LARGEST_MESSAGE_BYTES = 1024 * 1024
+
+MAX_RECEIVES = 1000
+"""Attempts are counted in the ledger: SQS counts deliveries, of which an outage of the ledger makes many.
+This limit only ends a message that nobody could ever judge."""
+_REASON_CHARS = 512
+_ATTRIBUTES_BYTES = 4096
+"""Room kept for a buried message's attributes, which count towards its size; 4 bytes a character at most."""
+
+
+class SqsQueue:
+    """Implements `Queue`: the queues `<prefix><stage>` and `<prefix><stage>-dlq`."""
+
+    def __init__(self, client: SQSClient, prefix: str) -> None:
+        self._client = client
+        self._prefix = prefix
+        self._urls: dict[str, str] = {}
+
+    def create(self, stage: Stage) -> None:
+        """Make the stage's queue and its dead-letter queue; one that is there gets its attributes again."""
+        name, dead = self._name(stage), self._dead_letters(stage)
+        # Attributes are set in a second call: CreateQueue refuses a queue that is there with other ones.
+        with self._errors(dead):
+            dead_url = self._client.create_queue(QueueName=dead)["QueueUrl"]
+            self._client.set_queue_attributes(
+                QueueUrl=dead_url, Attributes={"MessageRetentionPeriod": str(LONGEST_RETENTION_S)}
+            )
+            arn = self._client.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"][
+                "QueueArn"
+            ]
+        with self._errors(name):
+            self._client.set_queue_attributes(
+                QueueUrl=self._client.create_queue(QueueName=name)["QueueUrl"],
+                Attributes={
+                    "VisibilityTimeout": str(int(LEASE_S)),
+                    "MessageRetentionPeriod": str(LONGEST_RETENTION_S),
+                    "ReceiveMessageWaitTimeSeconds": str(LONGEST_POLL_S),
+                    "RedrivePolicy": json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(MAX_RECEIVES)}),
+                },
+            )
+
+    def send(self, stage: Stage, body: str) -> None:
+        name = self._name(stage)
+        with self._errors(name):
+            self._client.send_message(QueueUrl=self._url(name), MessageBody=body)
+
+    def receive(self, stage: Stage, *, wait_s: float) -> Delivery | None:
+        name = self._name(stage)
+        with self._errors(name):
+            answer = self._client.receive_message(
+                QueueUrl=self._url(name),
+                MaxNumberOfMessages=1,
+                VisibilityTimeout=int(LEASE_S),
+                WaitTimeSeconds=_whole_seconds(wait_s, LONGEST_POLL_S),
+            )
+        for message in answer.get("Messages", []):
+            return Delivery(
+                stage=stage,
+                body=message["Body"],
+                receipt=message["ReceiptHandle"],
+                message_id=message["MessageId"],
+            )
+        return None
+
+    def hide(self, delivery: Delivery, *, seconds: float) -> None:
+        """SQS hides a delivery for 12 hours at most; the next delivery then finds the run claimed."""
+        name = self._name(delivery.stage)
+        with self._errors(name), _stale_receipts_accepted():
+            self._client.change_message_visibility(
+                QueueUrl=self._url(name),
+                ReceiptHandle=delivery.receipt,
+                VisibilityTimeout=_whole_seconds(seconds, LONGEST_HIDE_S),
+            )
+
+    def delete(self, delivery: Delivery) -> None:
+        name = self._name(delivery.stage)
+        with self._errors(name), _stale_receipts_accepted():
+            self._client.delete_message(QueueUrl=self._url(name), ReceiptHandle=delivery.receipt)
+
+    def bury(self, delivery: Delivery, *, reason: str) -> None:
+        dead = self._dead_letters(delivery.stage)
+        attributes: dict[str, MessageAttributeValueTypeDef] = {
+            "reason": {"DataType": "String", "StringValue": _attribute(reason)},
+            "message_id": {"DataType": "String", "StringValue": delivery.message_id},
+        }
+        if len(delivery.body.encode()) + _ATTRIBUTES_BYTES > LARGEST_MESSAGE_BYTES:
+            attributes = {}  # a body that fills the message leaves no room; the log has the reason
+        with self._errors(dead):
+            self._client.send_message(QueueUrl=self._url(dead), MessageBody=delivery.body, MessageAttributes=attributes)
+        # Only now: dying in between leaves the message twice, the other order could leave it nowhere.
+        self.delete(delivery)
+
+    def _name(self, stage: Stage) -> str:
+        return f"{self._prefix}{stage.value}"
+
+    def _dead_letters(self, stage: Stage) -> str:
+        return f"{self._name(stage)}-dlq"
+
+    def _url(self, name: str) -> str:
+        if name not in self._urls:
+            self._urls[name] = self._client.get_queue_url(QueueName=name)["QueueUrl"]
+        return self._urls[name]
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        from botocore.exceptions import ClientError
+
+        with aws_errors(self._client, f"queue {name}"):
+            try:
+                yield
+            except ClientError as exc:
+                if error_code(exc) not in {"NonExistentQueue", "QueueDoesNotExist"}:
+                    raise
+                raise InfrastructureError(
+                    f"queue {name} does not exist at {self._client.meta.endpoint_url}",
+                    hint="RUNNER_QUEUE_PREFIX names the queues; `runner up` makes the embedded services' own",
+                ) from exc
+
+
+@contextmanager
+def _stale_receipts_accepted() -> Iterator[None]:
+    """A message that is gone, or another's by now, is no error: AWS lets a delete succeed and do nothing.
+
+    InvalidParameterValue is how SQS says that a message is no longer in flight, or 12 hours are over.
+    """
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as exc:
+        if error_code(exc) not in {"ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"}:
+            raise
+
+
+def _whole_seconds(seconds: float, longest: int) -> int:
+    return min(max(math.ceil(seconds), 0), longest)
+
+
+def _attribute(text: str) -> str:
+    """`text` as SQS takes it: not empty, no control characters, no lone surrogates."""
+    kept = "".join(char if char.isprintable() else " " for char in text[:_REASON_CHARS])
+    return kept.strip() or "not given"

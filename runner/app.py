@@ -1,0 +1,173 @@
+"""The composition root: settings in, the adapters wired together out. Each is made when it is first asked for."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+from functools import cache, cached_property
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from runner import __version__
+from runner.adapters.aws import Aws
+from runner.adapters.git_logic import GitLogic
+from runner.adapters.pg_ledger import PgLedger
+from runner.adapters.s3_objects import S3Objects
+from runner.adapters.s3_prefixes import S3Prefixes
+from runner.adapters.sqs_queue import SqsQueue
+from runner.client import Client
+from runner.clock import SystemClock
+from runner.config import Settings, process_environment
+from runner.embedded.services import Endpoints, endpoints
+from runner.model.errors import InfrastructureError
+from runner.model.manifest import Software
+from runner.model.names import is_table
+from runner.model.spec import Stage
+from runner.ports import Datasets, Engine, Ports
+from runner.worker import Worker
+
+if TYPE_CHECKING:
+    from runner.adapters.iceberg_tables import IcebergTables
+
+
+class App:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.clock = SystemClock()
+
+    # ------------------------------------------------------------ where the services are
+
+    @cached_property
+    def embedded(self) -> Endpoints | None:
+        """The embedded services' addresses; None where the settings name others.
+
+        Raises `InfrastructureError` where the embedded ones are wanted and not up.
+        """
+        if not self.settings.embedded:
+            return None
+        found = endpoints(self.settings.home)
+        if found is None:
+            raise InfrastructureError(
+                f"embedded services: expected them up in {self.settings.home}, got none",
+                hint="runner up starts them; RUNNER_LEDGER_URL and AWS_ENDPOINT_URL name others",
+            )
+        return found
+
+    @cached_property
+    def ledger_url(self) -> str:
+        if self.embedded:
+            return self.embedded.ledger_url.get_secret_value()
+        # `embedded` is None only where a ledger is configured.
+        return self.settings.ledger_url.get_secret_value() if self.settings.ledger_url else ""
+
+    @cached_property
+    def aws(self) -> Aws:
+        if self.embedded:
+            return Aws(
+                region=self.embedded.aws_region,
+                endpoint_url=self.settings.aws_endpoint_url or self.embedded.aws_endpoint_url,
+                access_key_id=self.embedded.aws_access_key_id,
+                secret_access_key=self.embedded.aws_secret_access_key,
+            )
+        return Aws(region=self.settings.aws_region, endpoint_url=self.settings.aws_endpoint_url)
+
+    # ------------------------------------------------------------ adapters
+
+    @cached_property
+    def ledger(self) -> PgLedger:
+        return PgLedger(self.ledger_url)
+
+    @cached_property
+    def queue(self) -> SqsQueue:
+        return SqsQueue(self.aws.sqs(), self.settings.queue_prefix)
+
+    @cached_property
+    def objects(self) -> S3Objects:
+        return S3Objects(self.aws.s3(), self.settings.bucket)
+
+    @cached_property
+    def logic(self) -> GitLogic:
+        return GitLogic(self.settings.cache / "git", self.objects, env=process_environment())
+
+    @cached_property
+    def tables(self) -> IcebergTables:
+        from runner.adapters.iceberg_tables import IcebergTables, glue_catalog, sql_catalog
+
+        bucket = self.settings.bucket
+        if self.settings.catalog == "glue":
+            return IcebergTables(glue_catalog(bucket=bucket, s3=self.aws.properties), bucket=bucket)
+        return IcebergTables(sql_catalog(self.ledger_url, bucket=bucket, s3=self.aws.properties), bucket=bucket)
+
+    @cached_property
+    def client(self) -> Client:
+        return Client(
+            ledger=self.ledger,
+            objects=self.objects,
+            queue=self.queue,
+            logic=self.logic,
+            clock=self.clock,
+            new_run_id=new_run_id,
+        )
+
+    # ------------------------------------------------------------ the worker
+
+    def worker(self) -> Worker:
+        return Worker(self.ports, self.queue)
+
+    @cached_property
+    def ports(self) -> Ports:
+        return Ports(
+            ledger=self.ledger,
+            objects=self.objects,
+            logic=self.logic,
+            datasets=self.datasets,
+            engine=self.engine,
+            clock=self.clock,
+            software=Software(runner=__version__, python=platform.python_version(), packages={}),
+            scratch=self.settings.home / "scratch",
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+        )
+
+    def datasets(self, dataset: str) -> Datasets:
+        return self.tables if is_table(dataset) else self.prefixes
+
+    @cached_property
+    def prefixes(self) -> S3Prefixes:
+        return S3Prefixes(self.objects, self.clock)
+
+    @cache  # noqa: B019 - the one App lives as long as its process
+    def engine(self, stage: Stage) -> Engine:
+        """Extract is declarative and talks to its hosts itself; analysts' logic gets a child process."""
+        if stage is Stage.EXTRACT:
+            from runner.adapters.http_source import HttpExtract
+            from runner.model.hosts import HostRules
+
+            return HttpExtract(HostRules.parse(self.source_hosts), clock=self.clock)
+        from runner.adapters.sandbox_engine import SandboxEngine
+
+        return SandboxEngine(self.objects, path=process_environment().get("PATH", os.defpath))
+
+    @cached_property
+    def source_hosts(self) -> tuple[str, ...]:
+        """The configured hosts; and the embedded portal, by its address and port and no other."""
+        portal = (self.embedded.portal_url.removeprefix("http://"),) if self.embedded else ()
+        return self.settings.source_hosts + portal
+
+    def prepare(self) -> list[str]:
+        """Make what the embedded services need once: the ledger's tables, the bucket, the queues.
+
+        On AWS the bucket and queues are the deployment's, and the ledger's tables are `runner ledger migrate`'s.
+        """
+        applied = self.ledger.migrate()
+        self.objects.create_bucket()
+        for stage in Stage:
+            self.queue.create(stage)
+        return applied
+
+
+def new_run_id() -> UUID:
+    """UUIDv7 (RFC 9562): the first 48 bits are the time, so ids sort as they were drawn."""
+    import uuid_utils
+
+    return UUID(bytes=uuid_utils.uuid7().bytes)

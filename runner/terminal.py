@@ -1,0 +1,251 @@
+"""What people see: tables, trees and failures, by rich. Machines get `--json` and none of this."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from runner.log import logger, printable
+from runner.model.errors import Failure
+from runner.model.lineage import LineageNode
+from runner.model.manifest import Manifest, OutputRecord, State
+from runner.ports import RunRow
+
+out = Console(highlight=False, soft_wrap=False)
+err = Console(stderr=True, highlight=False)
+
+_COLOUR = {
+    State.SUCCEEDED: "green",
+    State.FAILED: "red",
+    State.CANCELLED: "yellow",
+    State.RUNNING: "cyan",
+    State.QUEUED: "dim",
+}
+SHORT_ID = 13
+"""Characters of a run id that people are shown: a UUIDv7's first 48 bits are its time, and a hyphen."""
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output, and nothing else there."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # noqa: T201 - machine output
+
+
+def say(message: str, *, style: str = "") -> None:
+    out.print(Text(printable(message), style=style))
+
+
+def print_failure(failure: Failure, *, label: str = "error") -> None:
+    """Category, message, what failed, and what to do next; on standard error."""
+    err.print(
+        Text.assemble((f"{label} ", "bold red"), (f"[{failure.category.value}] ", "red"), printable(failure.message))
+    )
+    if failure.hint:
+        err.print(Text.assemble(("  → ", "dim"), printable(failure.hint)))
+
+
+@contextmanager
+def progress(enabled: bool) -> Iterator[Status | None]:
+    """On a terminal: one line that says what the job at hand is doing, fed by its log."""
+    if not (enabled and out.is_terminal):
+        yield None
+        return
+    with out.status("", spinner="dots") as status:
+        handler = _Status(status)
+        logger.addHandler(handler)
+        try:
+            yield status
+        finally:
+            logger.removeHandler(handler)
+
+
+class _Status(logging.Handler):
+    def __init__(self, status: Status) -> None:
+        super().__init__(logging.INFO)
+        self._status = status
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._status.update(Text(printable(record.getMessage())[: max(20, out.width - 4)], style="dim"))
+
+
+# ---------------------------------------------------------------- runs
+
+
+def runs_table(rows: Iterable[RunRow]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("run", "pipeline", "task", "stage"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("took", justify="right", no_wrap=True)
+    table.add_column("commit", no_wrap=True)
+    table.add_column("submitted (UTC)", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row.run_id)[:SHORT_ID],
+            row.pipeline,
+            row.task,
+            row.stage.value,
+            Text(row.state.value, style=_COLOUR[row.state]),
+            "" if row.rows is None else f"{row.rows:,}",
+            _took(row.started_at, row.decided_at),
+            row.commit[:8],
+            f"{row.submitted_at:%Y-%m-%d %H:%M:%S}",
+        )
+    if table.row_count:
+        out.print(table)
+    else:
+        say("no runs yet: runner demo makes some, runner submit queues one", style="dim")
+
+
+def run_line(manifest: Manifest) -> None:
+    """One line for a run that has just ended."""
+    mark, style = ("✓", "green") if manifest.state is State.SUCCEEDED else ("✗", "red")
+    started = manifest.attempts[0].started_at if manifest.attempts else None
+    text = Text.assemble(
+        (f"  {mark} ", style),
+        (f"{manifest.spec.task:<16}", "bold"),
+        (f"{manifest.spec.stage.value:<11}", "dim"),
+        f"{_took(started, manifest.decided_at):>7}  ",
+        printable(_outcome(manifest)),
+    )
+    out.print(text)
+
+
+def _outcome(manifest: Manifest) -> str:
+    if manifest.failure:
+        return manifest.failure.message
+    counts = manifest.report.counts
+    if "rows_read" in counts:
+        kept = f"{counts['rows_read']:,} rows = {counts['rows_loaded']:,} loaded"
+        return f"{kept} + {counts['rows_quarantined']:,} in quarantine"
+    return ", ".join(_output_words(output) for output in manifest.outputs)
+
+
+def _output_words(output: OutputRecord) -> str:
+    name = output.dataset.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
+    size = f"{output.bytes / 2**20:.1f} MiB" if output.rows is None else f"{output.rows:,} rows"
+    return f"{name} {size}" if output.comparison is None else f"{name} {size} ({output.comparison})"
+
+
+def show_manifest(manifest: Manifest) -> None:
+    spec, report = manifest.spec, manifest.report
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("run", str(manifest.run_id))
+    facts.add_row("state", Text(manifest.state.value, style=_COLOUR[manifest.state]))
+    facts.add_row(
+        "pipeline", f"{spec.pipeline} / {spec.task} ({spec.stage.value}), for {spec.logical_time.isoformat()}"
+    )
+    facts.add_row("logic", f"{spec.logic.repo} at {spec.logic.commit}")
+    if report.logic:
+        facts.add_row("", f"tree {report.logic.tree}, from the {report.logic.origin}")
+    if report.software:
+        packages = ", ".join(f"{name} {version}" for name, version in sorted(report.software.packages.items()))
+        facts.add_row("ran on", f"stage-runner {report.software.runner}, Python {report.software.python}, {packages}")
+    if spec.rerun:
+        facts.add_row("repeats", str(spec.rerun.of))
+    facts.add_row("attempts", ", ".join(f"{each.attempt} {each.outcome}" for each in manifest.attempts))
+    for name, count in report.counts.items():
+        facts.add_row(name, f"{count:,}")
+    out.print(facts)
+    _inputs(manifest)
+    _outputs(manifest)
+    _steps(manifest)
+
+
+def _inputs(manifest: Manifest) -> None:
+    if not manifest.report.inputs:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", title="inputs", title_justify="left")
+    for name in ("dataset", "snapshot", "declared", "claimed", "observed"):
+        table.add_column(name, overflow="fold")
+    for record in manifest.report.inputs:
+        table.add_row(
+            record.dataset,
+            (record.snapshot or "")[:20],
+            "yes" if record.declared else Text("no", style="yellow"),
+            "unknown" if record.claimed is None else "yes" if record.claimed else Text("no", style="yellow"),
+            record.observed or "not watched",
+        )
+    out.print(table)
+
+
+def _outputs(manifest: Manifest) -> None:
+    if not manifest.outputs:
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold", title="outputs", title_justify="left")
+    for name in ("dataset", "snapshot", "rows", "fingerprint"):
+        table.add_column(name, overflow="fold", justify="right" if name == "rows" else "left")
+    if manifest.spec.rerun:
+        table.add_column("beside the run it repeats")
+    for output in manifest.outputs:
+        row = [
+            output.dataset + (f" @{output.branch[:14]}…" if output.branch else ""),
+            output.snapshot or "",
+            "" if output.rows is None else f"{output.rows:,}",
+            output.fingerprint.hash[:16],
+        ]
+        table.add_row(*row, *([output.comparison or "not made by it"] if manifest.spec.rerun else []))
+    out.print(table)
+
+
+def _steps(manifest: Manifest) -> None:
+    steps = [step for step in manifest.report.steps if step.status not in ("pass", "success")]
+    passed = len(manifest.report.steps) - len(steps)
+    if manifest.report.steps:
+        say(f"steps: {passed} passed" + (f", {len(steps)} not" if steps else ""), style="bold")
+    for step in steps:
+        rows = f" {step.rows:,} rows" if step.rows is not None else ""
+        say(f"  {step.status:<8}{step.kind} {step.name}{rows} {step.message or ''}", style="yellow")
+
+
+def print_log_line(line: dict[str, Any]) -> None:
+    style = {"warning": "yellow", "error": "red", "debug": "dim"}.get(str(line.get("level")), "")
+    at = str(line.get("at", ""))[11:19]
+    out.print(
+        Text.assemble(
+            (f"{at} ", "dim"), (f"{line.get('attempt', ''):>2} ", "dim"), (printable(str(line.get("message"))), style)
+        )
+    )
+    if "traceback" in line:
+        say(str(line["traceback"]), style="dim")
+
+
+# ---------------------------------------------------------------- lineage
+
+
+def lineage_tree(root: LineageNode) -> None:
+    tree = Tree(_node_label(root), guide_style="dim")
+    _grow(tree, root)
+    out.print(tree)
+
+
+def _grow(tree: Tree, node: LineageNode) -> None:
+    for child in node.children:
+        _grow(tree.add(_node_label(child)), child)
+
+
+def _node_label(node: LineageNode) -> Text:
+    text = Text(printable(node.dataset), style="bold")
+    if node.snapshot:
+        text.append(f" @{node.snapshot[:19]}", style="cyan")
+    edge = node.made_by
+    if edge:
+        rows = f"{edge.rows:,} rows, " if edge.rows is not None else ""
+        text.append(f"  {rows}run {str(edge.run_id)[:SHORT_ID]} at commit {edge.commit[:8]}", style="dim")
+        if edge.claimed is None:
+            text.append("  made of: unknown, its declared inputs are listed", style="yellow")
+    return text
+
+
+def _took(start: datetime | None, end: datetime | None) -> str:
+    return f"{(end - start).total_seconds():.1f} s" if start and end else ""

@@ -41,7 +41,7 @@ ledger_cli = typer.Typer(help="The ledger: the record of runs in Postgres.", no_
 cli.add_typer(ledger_cli, name="ledger")
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its beginning.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, its beginning, or its last 8 characters.")]
 Params = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="A pipeline parameter.")]
 Repo = Annotated[str | None, typer.Option(help="The logic repository's URL [default: RUNNER_LOGIC_REPO].")]
 LogicPath = Annotated[str, typer.Option("--logic-path", help="The folder in the repository that the logic is in.")]
@@ -92,7 +92,7 @@ def _settings(context: typer.Context) -> Settings:
 @cli.command()
 def demo(context: typer.Context) -> None:
     """Run the sample pipeline on the embedded services, from nothing to a lineage tree."""
-    from runner.embedded.demo import DATA_PACKAGE, PIPELINE, prepare_demo
+    from runner.embedded.demo import DATA_PACKAGE, MART, PIPELINE, prepare_demo
 
     app = _up(context)
     repo = prepare_demo(_services(app), sample=Path("dbt"), git_env=process_environment())
@@ -103,14 +103,11 @@ def demo(context: typer.Context) -> None:
     terminal.say("\nThe runs, as the ledger has them (runner runs):\n", style="bold")
     terminal.runs_table(app.client.ledger.runs(limit=len(specs), pipeline_run=specs[0].pipeline_run))
     _fail_if_any(ended)
-    mart = next(
-        output.dataset for manifest in ended for output in manifest.outputs if output.dataset.startswith("marts.")
-    )
-    terminal.say(f"\nWhere {mart} comes from (runner lineage {mart}):\n", style="bold")
-    _print_lineage(app, mart, None, "upstream", "tree")
     transform = next(manifest for manifest in ended if manifest.spec.stage is Stage.TRANSFORM)
+    terminal.say(f"\nWhere {MART} comes from (runner lineage {MART}):\n", style="bold")
+    _print_lineage(app, MART, None, "upstream", "tree")
     terminal.say("\nWhat to type next:\n", style="bold")
-    short = str(transform.run_id)[: terminal.SHORT_ID]
+    short = terminal.short(transform.run_id)
     for command, why in (
         (f"runner show {short}", "the run's manifest: commit, inputs, outputs, checks"),
         (f"runner rerun {short}", "the same run again, from its record, and whether it comes out identical"),
@@ -455,7 +452,7 @@ def _fail_if_any(ended: list[Manifest]) -> None:
     for manifest in ended:
         if manifest.failure:
             terminal.print_failure(manifest.failure, label=f"{manifest.spec.task} failed")
-            terminal.err.print(f"  runner show {str(manifest.run_id)[: terminal.SHORT_ID]}")
+            terminal.err.print(f"  runner show {terminal.short(manifest.run_id)}")
             raise typer.Exit(exit_code(manifest.failure))
 
 

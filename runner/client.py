@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from runner.model.errors import ConflictError, SpecError
+from runner.model.errors import ConflictError, LogicError, SpecError
 from runner.model.manifest import Manifest
 from runner.model.names import log_key, spec_key
 from runner.model.pipeline import PipelineFile, parse_pipeline
@@ -19,7 +19,7 @@ from runner.ports import Clock, Ledger, LogicSource, Objects, Queue
 
 
 class SearchableLedger(Ledger, Protocol):
-    def find_run(self, prefix: str) -> list[UUID]: ...
+    def find_run(self, text: str) -> list[UUID]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +62,25 @@ class Client:
             return
         repo, ref = logic.get("repo"), logic.pop("ref", None) or logic.get("commit")
         if isinstance(repo, str) and isinstance(ref, str):
-            logic["commit"] = self.logic.resolve_ref(repo, ref)
+            logic["commit"] = self._commit(repo, ref)
+
+    def _commit(self, repo: str, ref: str) -> str:
+        """What is refused here is the request, before any run: so a `SpecError`."""
+        try:
+            return self.logic.resolve_ref(repo, ref)
+        except LogicError as error:
+            raise SpecError(error.message, hint=error.hint, subject="logic.commit") from error
 
     def pipeline(
         self, name: str, *, repo: str, ref: str, path: str, params: Mapping[str, str]
     ) -> tuple[PipelineFile, Logic, dict[str, str]]:
         """The pipeline file as it stands at `ref`, which is resolved to a commit once, here."""
-        logic = Logic(repo=repo, commit=self.logic.resolve_ref(repo, ref), path=path)
+        logic = Logic(repo=repo, commit=self._commit(repo, ref), path=path)
         file = f"{path}/pipelines/{name}.yaml".removeprefix("./")
-        raw = self.logic.read_file(repo, logic.commit, file)
+        try:
+            raw = self.logic.read_file(repo, logic.commit, file)
+        except LogicError as error:
+            raise SpecError(error.message, hint=error.hint, subject=file) from error
         pipeline, in_force = parse_pipeline(raw, what=f"{file} at {logic.commit[:12]}", params=params)
         if pipeline.name != name:
             raise SpecError(f"{file}: name: expected {name!r}, as the file is called, got {pipeline.name!r}")
@@ -135,7 +145,7 @@ class Client:
         if len(found) == 1:
             return found[0]
         came = "none" if not found else "several"
-        raise SpecError(f"run {text!r}: expected one run whose id begins so, got {came}", hint="runner runs lists them")
+        raise SpecError(f"run {text!r}: expected one run of that id, got {came}", hint="runner runs lists them")
 
     def manifest(self, run_id: UUID) -> Manifest | None:
         return self.ledger.manifest(run_id)

@@ -15,6 +15,8 @@ from typing import Literal
 _RUN: ContextVar[dict[str, object]] = ContextVar("run", default={})  # noqa: B039 - never mutated, only replaced
 
 logger = logging.getLogger("runner")
+# A run's log has everything; what a terminal shows of it is that handler's own affair.
+logger.setLevel(logging.DEBUG)
 
 
 class JsonLines(logging.Formatter):
@@ -54,7 +56,6 @@ def configure(log_format: Literal["auto", "json", "text"], *, level: int = loggi
     plain = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     stream.setFormatter(PlainText() if plain else JsonLines())
     logger.handlers[:] = [stream]
-    logger.setLevel(logging.DEBUG)
     stream.setLevel(level)
     logger.propagate = False
 

@@ -20,6 +20,10 @@ LEASE_S = 60.0
 HEARTBEAT_S = LEASE_S / 4
 
 
+SHORT_ID_CHARACTERS = 8
+"""A run may be named by the last so many characters of its id; the ledger has an index for it."""
+
+
 class Clock(Protocol):
     def now(self) -> datetime:
         """The time, with its zone."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from rich.console import Console
 from rich.status import Status
@@ -19,10 +20,19 @@ from runner.log import logger, printable
 from runner.model.errors import Failure
 from runner.model.lineage import LineageNode
 from runner.model.manifest import Manifest, OutputRecord, State
-from runner.ports import RunRow
+from runner.ports import SHORT_ID_CHARACTERS, RunRow
 
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
+_PIPE_WIDTH = 160
+"""Columns where nobody's terminal says: files and pipes, which should not get a terminal's line breaks."""
+
+
+def _console(*, stderr: bool = False) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+
+
+out = _console()
+err = _console(stderr=True)
 
 _COLOUR = {
     State.SUCCEEDED: "green",
@@ -31,8 +41,11 @@ _COLOUR = {
     State.RUNNING: "cyan",
     State.QUEUED: "dim",
 }
-SHORT_ID = 13
-"""Characters of a run id that people are shown: a UUIDv7's first 48 bits are its time, and a hyphen."""
+
+
+def short(run_id: UUID) -> str:
+    """The end of a run id, as people are shown it and may type it: its beginning is the time, shared by neighbours."""
+    return str(run_id)[-SHORT_ID_CHARACTERS:]
 
 
 def print_json(value: Any) -> None:
@@ -41,7 +54,7 @@ def print_json(value: Any) -> None:
 
 
 def say(message: str, *, style: str = "") -> None:
-    out.print(Text(printable(message), style=style))
+    out.print(Text(printable(message), style=style), soft_wrap=True)
 
 
 def print_failure(failure: Failure, *, label: str = "error") -> None:
@@ -82,19 +95,16 @@ class _Status(logging.Handler):
 
 def runs_table(rows: Iterable[RunRow]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "pipeline", "task", "stage"):
+    for name in ("run", "task", "state"):
         table.add_column(name, no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    table.add_column("rows", justify="right", no_wrap=True)
-    table.add_column("took", justify="right", no_wrap=True)
-    table.add_column("commit", no_wrap=True)
-    table.add_column("submitted (UTC)", no_wrap=True)
+    for name in ("rows", "took"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for name in ("commit", "submitted (UTC)"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(
-            str(row.run_id)[:SHORT_ID],
-            row.pipeline,
-            row.task,
-            row.stage.value,
+            short(row.run_id),
+            f"{row.pipeline}/{row.task}",
             Text(row.state.value, style=_COLOUR[row.state]),
             "" if row.rows is None else f"{row.rows:,}",
             _took(row.started_at, row.decided_at),
@@ -118,7 +128,7 @@ def run_line(manifest: Manifest) -> None:
         f"{_took(started, manifest.decided_at):>7}  ",
         printable(_outcome(manifest)),
     )
-    out.print(text)
+    out.print(text, soft_wrap=True)
 
 
 def _outcome(manifest: Manifest) -> str:
@@ -241,7 +251,7 @@ def _node_label(node: LineageNode) -> Text:
     edge = node.made_by
     if edge:
         rows = f"{edge.rows:,} rows, " if edge.rows is not None else ""
-        text.append(f"  {rows}run {str(edge.run_id)[:SHORT_ID]} at commit {edge.commit[:8]}", style="dim")
+        text.append(f"  {rows}run {short(edge.run_id)} at commit {edge.commit[:8]}", style="dim")
         if edge.claimed is None:
             text.append("  made of: unknown, its declared inputs are listed", style="yellow")
     return text

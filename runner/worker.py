@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from threading import Event, Thread
 from types import FrameType
@@ -14,10 +14,13 @@ from runner.flow.job import run_job
 from runner.flow.room import Room
 from runner.flow.waiting import HandedBack, Waiting
 from runner.log import logger
-from runner.model.errors import Failure, RunnerError, SpecError
+from runner.model.errors import Failure, InfrastructureError, RunnerError, SpecError
 from runner.model.manifest import Manifest
 from runner.model.spec import JobSpec, Stage, parse_spec
 from runner.ports import HEARTBEAT_S, Claimed, Delivery, LostLease, Ports, Queue
+
+OUTAGE_PAUSE_S = 2.0
+"""How long a message rests after its worker met a service that is away."""
 
 LONGEST_POLL_S = 20.0
 """SQS's own limit for one receive."""
@@ -94,6 +97,11 @@ class Worker:
         except SpecError as error:
             self._queue.bury(delivery, reason=error.message)
             return error.failure
+        except InfrastructureError:
+            # No record could be made, so the message is all there is of this delivery: it comes back soon.
+            with suppress(RunnerError):
+                self._queue.hide(delivery, seconds=OUTAGE_PAUSE_S)
+            raise
         finally:
             self._at_work = False
         if isinstance(ended, Waiting):

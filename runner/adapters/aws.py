@@ -10,6 +10,7 @@ from runner.model.errors import InfrastructureError, RunnerError, TransientError
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
     from types_boto3_s3.client import S3Client
     from types_boto3_sqs.client import SQSClient
 
@@ -28,16 +29,6 @@ _GONE_BY_ITSELF = frozenset(
         "SlowDown",
         "Throttling",
         "ThrottlingException",
-    }
-)
-_REFUSED = frozenset(
-    {
-        "403",
-        "AccessDenied",
-        "ExpiredToken",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "SignatureDoesNotMatch",
     }
 )
 _SERVICES_HINT = "`runner up` starts the embedded services, `runner doctor` says what is missing"
@@ -121,17 +112,20 @@ def aws_errors(client: BaseClient, thing: str) -> Iterator[None]:
         raise _translated(exc, client, thing) from exc
 
 
-def error_code(exc: BaseException) -> str:
+def error_code(exc: Exception) -> str:
     """The code that the service answered with, in an `S3UploadFailedError` too; "" if it did not answer."""
+    answer = _answer(exc)
+    # SQS's older codes carry a prefix: `AWS.SimpleQueueService.NonExistentQueue`.
+    return str(answer.response.get("Error", {}).get("Code", "")).rpartition(".")[2] if answer else ""
+
+
+def _answer(exc: Exception) -> ClientError | None:
+    from boto3.exceptions import Boto3Error
     from botocore.exceptions import ClientError
 
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, ClientError):
-            # SQS's older codes carry a prefix: `AWS.SimpleQueueService.NonExistentQueue`.
-            return str(cause.response.get("Error", {}).get("Code", "")).rpartition(".")[2]
-        cause = cause.__cause__ or cause.__context__
-    return ""
+    # `upload_file` raises its own kind while it handles the answer, and tells no more of it than its text.
+    cause = exc.__context__ if isinstance(exc, Boto3Error) else exc
+    return cause if isinstance(cause, ClientError) else None
 
 
 def _translated(exc: Exception, client: BaseClient, thing: str) -> RunnerError:
@@ -139,19 +133,13 @@ def _translated(exc: Exception, client: BaseClient, thing: str) -> RunnerError:
 
     place = f"{client.meta.service_model.service_id} at {client.meta.endpoint_url}"
     came = " ".join(str(exc).split())
-    code = error_code(exc)
-    if code in _REFUSED:
-        return InfrastructureError(
-            f"{thing}: expected to be let in by {place}, got {came}",
-            hint="check the role's policy and its credentials",
-        )
-    if isinstance(
-        exc,
-        botocore.NoCredentialsError | botocore.PartialCredentialsError | botocore.CredentialRetrievalError,
-    ):
-        return InfrastructureError(
-            f"{thing}: expected credentials for {place}, got none that work: {came}", hint=_SERVICES_HINT
-        )
+    answer, code = _answer(exc), error_code(exc)
+    status = int(answer.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) if answer else 0
+    keyless = (
+        botocore.NoCredentialsError,
+        botocore.PartialCredentialsError,
+        botocore.CredentialRetrievalError,
+    )
     cut_off = (
         botocore.ReadTimeoutError,
         botocore.ConnectionClosedError,
@@ -159,16 +147,13 @@ def _translated(exc: Exception, client: BaseClient, thing: str) -> RunnerError:
         botocore.IncompleteReadError,
         botocore.FlexibleChecksumError,
     )
-    if isinstance(exc, cut_off) or code in _GONE_BY_ITSELF or _status(exc) == 429 or _status(exc) >= 500:
-        return TransientError(f"{thing}: expected an answer from {place}, got {came}")
+    if isinstance(exc, keyless) or status in (401, 403) or code == "ExpiredToken":
+        return InfrastructureError(
+            f"{thing}: expected to be let in by {place}, got {came}",
+            hint="check the credentials, and what their policy allows",
+        )
+    if isinstance(exc, cut_off) or code in _GONE_BY_ITSELF or status == 429 or status >= 500:
+        return TransientError(f"{thing}: expected a whole answer from {place}, got {came}")
     return InfrastructureError(
-        f"{thing}: expected {place} to answer, got {came}", hint=None if code else _SERVICES_HINT
+        f"{thing}: expected {place} to do as asked, got {came}", hint=None if answer else _SERVICES_HINT
     )
-
-
-def _status(exc: BaseException) -> int:
-    from botocore.exceptions import ClientError
-
-    if not isinstance(exc, ClientError):
-        return 0
-    return int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

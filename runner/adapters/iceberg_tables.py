@@ -138,6 +138,7 @@ class LoadedTable:
         self._dataset = dataset
         self._table = table
         self._location = location.rstrip("/")
+        self._spent = False
         self._io = load_file_io(catalog.properties, self._location)
 
     @property
@@ -170,6 +171,14 @@ class LoadedTable:
         from pyiceberg.io.pyarrow import parquet_files_to_data_files
 
         branch = output.branch or _MAIN
+        if output.branch and self.head(None) is None:
+            raise DataError(
+                f"{self._dataset}: expected a published table for {branch} to lie beside, got none",
+                hint="rerun with --publish",
+                subject=self._dataset,
+            )
+        if self._spent:
+            raise LostRace(f"{self._dataset}: this handle has committed")
         uris = [file.uri for file in output.files]
         schema = self._schema_of(uris[0])
         transaction = self._begin(schema, evolve=output.branch is None)
@@ -183,6 +192,7 @@ class LoadedTable:
                 if file.record_count:
                     overwrite.append_data_file(file)
         table = transaction.commit_transaction()
+        self._spent = True  # pyiceberg has moved the table in our hands on to the new state
         snapshot = table.metadata.snapshot_by_name(branch)
         if snapshot is None:
             raise TransientError(f"{self._dataset}: expected a snapshot on {branch} after the commit, got none")
@@ -225,7 +235,7 @@ def _evolve(dataset: str, transaction: Transaction, wanted: Schema) -> None:
     if current.as_struct() == wanted.as_struct():
         return
     try:
-        with transaction.update_schema(allow_incompatible_changes=True) as update:
+        with transaction.update_schema() as update:
             names = {field.name for field in wanted.fields}
             for field in current.fields:
                 if field.name not in names:

@@ -265,10 +265,10 @@ class PgLedger:
         found = self._runs(limit=1, run_id=run_id)
         return found[0] if found else None
 
-    def find_run(self, prefix: str) -> list[UUID]:
-        """Runs whose id begins with `prefix`: none, the one, or two of several."""
+    def find_run(self, text: str) -> list[UUID]:
+        """Runs whose id begins with `text`, or ends with it where it has 8 characters: none, the one, or two."""
         with self._transaction() as connection:
-            return [row["run_id"] for row in connection.execute(QUERIES["find_run"], {"prefix": prefix + "%"})]
+            return [row["run_id"] for row in connection.execute(QUERIES["find_run"], {"text": text})]
 
     def runs(
         self,

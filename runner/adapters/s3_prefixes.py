@@ -74,7 +74,7 @@ class S3Prefixes:
             wanted = str(_newest(there))
             expected = "at least one version"
         else:
-            wanted = str(int(snapshot)) if snapshot.isdecimal() else snapshot
+            wanted = snapshot.lstrip("0")  # a spec may say 007
             expected = f"version {wanted}"
         if wanted not in there:
             raise DataError(
@@ -159,11 +159,13 @@ class LoadedPrefix:
     def landed(self, run_id: UUID) -> Sequence[Landed]:
         """Newest first, and exact: reads one document in 201, and those of the run itself."""
         found = [self._read(rerun_branch(run_id))]
-        number = self._newest
-        while document := self._read(str(number)):
-            runs = (document.run_id, *document.earlier_runs)
-            found += [self._read(str(number - back)) for back, run in enumerate(runs) if run == run_id]
-            number -= len(runs)
+        unread = self._newest
+        for number in _numbers(self._snapshots):
+            document = self._read(str(number)) if number <= unread else None
+            if document is not None:
+                runs = (document.run_id, *document.earlier_runs)
+                found += [self._read(str(number - back)) for back, run in enumerate(runs) if run == run_id]
+                unread = number - len(runs)
         return [Landed(snapshot=each.snapshot, tag=each.tag) for each in found if each]
 
     def replace(self, output: OutputRecord, tag: CommitTag) -> str:
@@ -177,13 +179,18 @@ class LoadedPrefix:
         return self._prefixes.read(self._dataset, snapshot) if snapshot in self._snapshots else None
 
 
+def _numbers(snapshots: frozenset[str]) -> list[int]:
+    """Of the published versions, newest first."""
+    return sorted((int(each) for each in snapshots if each.isdecimal()), reverse=True)
+
+
 def _newest(snapshots: frozenset[str]) -> int:
-    return max((int(each) for each in snapshots if each.isdecimal()), default=0)
+    return max(_numbers(snapshots), default=0)
 
 
 def _described(snapshots: frozenset[str]) -> str:
-    numbers = sorted(int(each) for each in snapshots if each.isdecimal())
-    return f"versions {numbers[0]} to {numbers[-1]}" if numbers else "none"
+    numbers = _numbers(snapshots)
+    return f"versions {numbers[-1]} to {numbers[0]}" if numbers else "none"
 
 
 def _key(dataset: str, snapshot: str) -> str:

@@ -110,11 +110,12 @@ class _Tail:
         self._thread.start()
 
     def _read(self, stream: IO[bytes]) -> None:
-        for raw in stream:
-            line = printable(raw.decode(errors="replace").rstrip())
-            if line:
-                self.lines = [*self.lines[-_LAST_LINES:], line]
-                self._say(Progress(level="debug", message=line))
+        with stream:
+            for raw in stream:
+                line = printable(raw.decode(errors="replace").rstrip())
+                if line:
+                    self.lines = [*self.lines[-_LAST_LINES:], line]
+                    self._say(Progress(level="debug", message=line))
 
     def join(self) -> None:
         self._thread.join(timeout=_GRACE_S)

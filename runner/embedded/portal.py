@@ -136,12 +136,13 @@ class _Request(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path == _PID_PATH:
             self._answer_pid()
-        elif self.command == "GET" and (repository := _GIT.fullmatch(path)):
+        elif repository := _GIT.fullmatch(path):
             self._answer_git(repository["name"], repository["call"])
         else:
             self._answer_file(path)
 
-    do_HEAD = do_GET  # noqa: N815 - the base class looks for this name
+    def do_HEAD(self) -> None:
+        self._answer_file(urlsplit(self.path).path)
 
     def do_POST(self) -> None:
         repository = _GIT.fullmatch(urlsplit(self.path).path)

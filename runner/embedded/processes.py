@@ -71,12 +71,14 @@ def identify(pid: int) -> ProcessIdentity | None:
         fields = stat[stat.rindex(b")") + 2 :].split()
         state, started = fields[0].decode(), f"{boot} {fields[19].decode()}"
     else:
-        state, _, started = _ps(pid, "state=,lstart=").partition(" ")
+        state, _, started = _ps(pid, "state=", "lstart=").partition(" ")
     return None if state[:1] in ("", "Z", "X") else ProcessIdentity(pid=pid, started=started.strip())
 
 
 def program(pid: int) -> str:
-    """The name of the program that runs under this pid, empty if there is none."""
+    """The name of the program that runs under this pid, empty if none does."""
+    if identify(pid) is None:
+        return ""
     if Path("/proc/self/comm").exists():
         with suppress(FileNotFoundError, ProcessLookupError):
             return Path(f"/proc/{pid}/comm").read_text().strip()
@@ -118,8 +120,8 @@ def last_lines(log: Path, count: int = 3) -> str:
     return " | ".join([line.strip() for line in lines if line.strip()][-count:]) or "(an empty log)"
 
 
-def _ps(pid: int, columns: str) -> str:
-    command = ["ps", "-o", columns, "-p", str(pid)]
+def _ps(pid: int, *columns: str) -> str:
+    command = ["ps", "-p", str(pid), *(part for column in columns for part in ("-o", column))]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env={"LC_ALL": "C", "PATH": os.defpath}
     ).stdout.strip()

@@ -1,8 +1,8 @@
 """`runner up` and `runner down`: the services that a laptop needs, as processes whose state stays under one folder.
 
 Everything listens on 127.0.0.1. Ports are kept from one `up` to the next while they are free. Where one has been taken
-another is found, and `endpoints` tells the new address: nothing that the services store holds a port, so it is only
-what others wrote down (a spec's portal or repository URL, a shell's variables) that still names the old one.
+another is found, and `endpoints` tells the new address: of what they store themselves nothing holds a port, so
+it is only what their users wrote down (a spec's URL of the portal or of a repository there) that names the old one.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,8 @@ _STOP_SIGNALS: Mapping[ServiceName, signal.Signals] = {
     "emulator": signal.SIGTERM,
     "postgres": postgres.STOP_SIGNAL,
 }
-_LAUNCHES = 3
+_PAUSES_S = (0.0, 0.1, 0.2, 0.4, 0.8)
+"""Before each launch of a service that ends at once: a killed PostgreSQL's children go on until their queries end."""
 _PORTS = range(20_000, 30_000)
 """Below the ports that systems give to outgoing connections, which could take one while the services are down."""
 
@@ -150,17 +152,19 @@ class _Startup:
 
     def _launch(self, name: ServiceName) -> None:
         before = self._known.services.get(name)
+        if before and before.process:
+            kept = " (queues and settings of buckets are those of its last orderly stop)" if name == "emulator" else ""
+            self._progress(f"{name} had ended by itself{kept}")
         port = before.port if before and _is_free(before.port) else _free_port(self._home, name)
         launchers = {"emulator": self._emulator, "portal": self._portal, "postgres": self._postgres}
         launched = ServiceRecord(port=port, process=launchers[name](port))
         self._note(services={**self._known.services, name: launched})
 
     def _await(self, name: ServiceName) -> None:
-        for launch in range(_LAUNCHES):
-            if launch:
-                self._launch(
-                    name
-                )  # it ended: another program took the port first, or its predecessor was not quite gone
+        for pause_s in _PAUSES_S:
+            if self._known.process(name) is None:
+                time.sleep(pause_s)
+                self._launch(name)
             wait_until(partial(self._settled, name), within_s=READY_WITHIN_S)
             if _answers(self._home, self._known, name):
                 return

@@ -199,8 +199,8 @@ def _column(column: dict[str, Any], field: str, what: str) -> ContractColumn:
             f"for column {name}, got {_short(column.get('physicalType'))}",
             subject=f"{field}.physicalType",
         )
-    logical = column.get("logicalType")
-    if logical is not None and not _fits_logically(physical, logical):
+    logical = column["logicalType"]
+    if not _fits_logically(physical, logical):
         fitting = [each for each in _FITTING if _fits_logically(physical, each)]
         raise SpecError(
             f"{what}: {field}.logicalType: expected {' or '.join(fitting)}, as physicalType is {physical}, "
@@ -227,19 +227,16 @@ def _fits_logically(physical: str, logical: str) -> bool:
 
 
 def _own_names(columns: tuple[ContractColumn, ...], what: str) -> None:
-    taken: dict[str, str] = {name: name for name in RESERVED_COLUMNS}
-    for column in columns:
-        other = taken.setdefault(column.name.lower(), column.name)
-        if other in RESERVED_COLUMNS:
-            raise SpecError(
-                f"{what}: expected a column's name other than {', '.join(RESERVED_COLUMNS)}, got {column.name!r}",
-                subject=column.name,
-            )
-        if other is not column.name:
-            raise SpecError(
-                f"{what}: expected column names that differ in more than case, got {other!r} and {column.name!r}",
-                subject=column.name,
-            )
+    """DuckDB's names and most readers of Iceberg's do not tell upper from lower case."""
+    taken: dict[str, str] = {}
+    for name in (column.name for column in columns):
+        if name.lower() in RESERVED_COLUMNS:
+            expected = f"a column's name other than {', '.join(RESERVED_COLUMNS)}"
+            raise SpecError(f"{what}: expected {expected}, got {name!r}", subject=name)
+        if name.lower() in taken:
+            got = f"{taken[name.lower()]!r} and {name!r}"
+            raise SpecError(f"{what}: expected column names that differ in more than case, got {got}", subject=name)
+        taken[name.lower()] = name
 
 
 def _primary_key(properties: list[dict[str, Any]], what: str) -> tuple[str, ...]:
@@ -287,6 +284,10 @@ def _check_form(document: dict[str, Any], what: str) -> None:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in fault.absolute_path)
     field = field.removeprefix(".") or "the document"
     got = _short(fault.instance)
+    if fault.validator_value == ["map"] and "logicalType" not in fault.instance:
+        # Where it is absent, each of the schema's conditions on it holds, the one for maps too.
+        field, got = f"{field}.logicalType", f"none on {fault.instance.get('name', 'a column')}"
+        raise SpecError(f"{what}: {field}: expected one of {', '.join(_FITTING)}, got {got}", subject=field)
     messages = {
         "type": f"expected {fault.validator_value}, got {got}",
         "enum": f"expected one of {fault.validator_value}, got {got}",

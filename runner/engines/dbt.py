@@ -230,7 +230,7 @@ def _outputs(job: Job, graph: _Graph, connection: duckdb.DuckDBPyConnection) -> 
         try:
             yield scratch.export(connection, job, output, quote_relation(relation), claimed_inputs=graph.claimed(node))
         except duckdb.Error as exc:
-            raise LogicError(f"output {output.output.dataset}: {scratch.reason(exc)}", subject=node) from exc
+            raise LogicError(f"{node}, output {output.output.dataset}: {scratch.reason(exc)}", subject=node) from exc
 
 
 def _with_rows(step: Step, graph: _Graph, connection: duckdb.DuckDBPyConnection) -> Step:

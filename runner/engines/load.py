@@ -30,7 +30,7 @@ from runner.engines.records import Lines, Record, difference, read_csv, read_jso
 from runner.engines.types import literal, literals, quote
 from runner.model.errors import Category, DataError, Failure, SchemaError, SpecError
 from runner.model.manifest import Step
-from runner.model.messages import EngineResult, Job
+from runner.model.messages import EngineOutput, EngineResult, Job
 from runner.model.names import quarantine_of
 from runner.model.spec import CsvFormat, JsonLinesFormat, LoadWork
 
@@ -52,23 +52,18 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
     work = job.work
     if not isinstance(work, LoadWork):
         raise SpecError(f"work.kind: expected 'load', got {work.kind!r}", subject="work.kind")
+    if isinstance(work.format, CsvFormat) and work.format.delimiter in '"\r\n':
+        raise SpecError(
+            f"work.format.delimiter: expected neither a quote nor a line's end, got {work.format.delimiter!r}",
+            subject="work.format.delimiter",
+        )
     table = job.outputs[0].output.dataset
     contract = _contract(job, work, table)
-    connection = scratch.connect(job, inputs)
-    inputs.primed()
-    rows_read = _read_files(connection, job, inputs, work, contract)
-    broken = _judge(connection, work, contract)
-    alias = job.inputs[0].pin.as_
-    good = scratch.export(connection, job, job.outputs[0], _good_rows(work, contract), claimed_inputs=[alias])
-    bad = scratch.export(
-        connection,
-        job,
-        job.outputs[0],
-        _bad_rows(contract, job.inputs[0].files),
-        claimed_inputs=[alias],
-        dataset=quarantine_of(table),
-        quarantine=True,
-    )
+    with scratch.connect(job, inputs) as connection:
+        inputs.primed()
+        rows_read = _read_files(connection, job, inputs, work, contract)
+        broken = _judge(connection, work, contract)
+        good, bad = _export(connection, job, work, contract)
     counts = {"rows_read": rows_read, "rows_loaded": good.rows or 0, "rows_quarantined": bad.rows or 0}
     if counts["rows_read"] != counts["rows_loaded"] + counts["rows_quarantined"]:
         # The reader counted on its own: this is a fault of the engine, and nothing may be published on it.
@@ -80,6 +75,18 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
         counts=counts,
         packages={"duckdb": duckdb.__version__, PACKAGE: version(PACKAGE)},
         failure=failure,
+    )
+
+
+def _export(
+    connection: duckdb.DuckDBPyConnection, job: Job, work: LoadWork, contract: Contract
+) -> tuple[EngineOutput, EngineOutput]:
+    output, claimed = job.outputs[0], [job.inputs[0].pin.as_]
+    quarantine = quarantine_of(output.output.dataset)
+    good, bad = _good_rows(work, contract), _bad_rows(contract, job.inputs[0].files)
+    return (
+        scratch.export(connection, job, output, good, claimed_inputs=claimed),
+        scratch.export(connection, job, output, bad, claimed_inputs=claimed, dataset=quarantine, quarantine=True),
     )
 
 
@@ -115,8 +122,8 @@ def _read_files(
     rows = 0
     for index, uri in enumerate(files):
         if isinstance(work.format, CsvFormat | JsonLinesFormat):
-            records = _reported(_records(inputs, uri, work, contract), inputs, uri)
-            found = _insert(connection, records, file=index, after=rows, width=len(contract.columns))
+            records = _records(inputs, uri, work, contract)
+            found = _insert(connection, records, inputs, uri, file=index, after=rows, width=len(contract.columns))
         else:
             found = _insert_parquet(connection, uri, contract, file=index, after=rows)
         rows += found
@@ -135,12 +142,15 @@ def _records(inputs: Inputs, uri: str, work: LoadWork, contract: Contract) -> It
             yield from read_json_lines(lines, {column.name: column.type_rule for column in contract.columns})
 
 
-def _reported(records: Iterator[Record], inputs: Inputs, uri: str) -> Iterator[Record]:
-XX
-
-
 def _insert(
-    connection: duckdb.DuckDBPyConnection, records: Iterator[Record], *, file: int, after: int, width: int
+    connection: duckdb.DuckDBPyConnection,
+    records: Iterator[Record],
+    inputs: Inputs,
+    uri: str,
+    *,
+    file: int,
+    after: int,
+    width: int,
 ) -> int:
     """Stream records into DuckDB; returns how many there were."""
     schema = pa.schema(
@@ -169,6 +179,8 @@ def _insert(
                 count += size
                 arrays = [pa.array(column, each.type) for column, each in zip(columns, schema, strict=True)]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+                if count % _ROWS_BETWEEN_REPORTS == 0:
+                    inputs.say(f"{uri}: {count:,} rows so far")
         except BaseException as exc:  # noqa: BLE001 - DuckDB would make text of it; it is raised again below
             raised.append(exc)
 
@@ -282,8 +294,10 @@ def _judge(connection: duckdb.DuckDBPyConnection, work: LoadWork, contract: Cont
 
 
 def _find_copies(connection: duckdb.DuckDBPyConnection, texts: dict[str, str], contract: Contract) -> None:
+    if not contract.unique:
+        return
     by_name = {column.name: column for column in contract.columns}
-    connection.execute("CREATE TABLE copies (_row BIGINT, position INTEGER, rule VARCHAR)")
+    connection.execute("CREATE TABLE copies (_row BIGINT, position INTEGER)")
     for position, rule in enumerate(contract.unique):
         keys = [f"key_{index}" for index in range(len(rule.columns))]
         named = zip(rule.columns, keys, strict=True)
@@ -292,10 +306,18 @@ def _find_copies(connection: duckdb.DuckDBPyConnection, texts: dict[str, str], c
         connection.execute(
             f"WITH sound AS (SELECT _row, {values} FROM records ANTI JOIN broken USING (_row) WHERE {present}), "
             f"firsts AS (SELECT {', '.join(keys)}, min(_row) AS first FROM sound GROUP BY ALL HAVING count(*) > 1) "
-            f"INSERT INTO copies SELECT _row, {position}, {literal(rule.name)} "
+            f"INSERT INTO copies SELECT _row, {position} "
             f"FROM sound JOIN firsts USING ({', '.join(keys)}) WHERE _row > first"
         )
-    connection.execute("INSERT INTO broken SELECT _row, list(rule ORDER BY position) FROM copies GROUP BY _row")
+    # Not list(rule), which cannot spill to disk: in a file loaded twice half the rows are copies.
+    rules = ", ".join(
+        f"CASE WHEN bool_or(position = {position}) THEN {literal(rule.name)} END"
+        for position, rule in enumerate(contract.unique)
+    )
+    connection.execute(
+        f"INSERT INTO broken SELECT _row, list_filter([{rules}], lambda rule: rule IS NOT NULL) "
+        "FROM copies GROUP BY _row"
+    )
 
 
 def _good_rows(work: LoadWork, contract: Contract) -> str:

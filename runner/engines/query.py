@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -31,7 +34,7 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
     started = time.monotonic()
     try:
         query = _only_select(connection, sql, work.file)
-        claimed = sorted(_name(name) for name in connection.get_table_names(query, qualified=True))
+        claimed = _named_tables(connection, query)
         output = scratch.export(connection, job, job.outputs[0], f"({query}\n)", claimed_inputs=claimed)
     except duckdb.Error as exc:
         raise LogicError(f"{work.file}: {scratch.reason(exc)}", subject=work.file) from exc
@@ -63,6 +66,27 @@ def _only_select(connection: duckdb.DuckDBPyConnection, sql: str, name: str) -> 
     return statements[0].query.rstrip().rstrip(";")
 
 
-def _name(qualified: str) -> str:
-    """DuckDB's `get_table_names` quotes where it must; inputs are named without."""
-    return qualified.replace('"', "")
+def _named_tables(connection: duckdb.DuckDBPyConnection, query: str) -> list[str] | None:
+    """The tables that the query names, by DuckDB's own parse tree; None where it gives none (PIVOT, for example).
+
+    `get_table_names` would look through the views to the functions below them, and binds what it cannot know.
+    """
+    row = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchone()
+    tree = json.loads(row[0]) if row else {"error": True}
+    if tree.get("error"):
+        return None
+    nodes = list(_nodes(tree))
+    with_names = {entry["key"] for node in nodes for entry in (node.get("cte_map") or {}).get("map", [])}
+    tables = [node for node in nodes if node.get("type") == "BASE_TABLE"]
+    names = {".".join(part for part in (node["schema_name"], node["table_name"]) if part) for node in tables}
+    return sorted(names - with_names)
+
+
+def _nodes(tree: object) -> Iterator[dict[str, Any]]:
+    if isinstance(tree, dict):
+        yield tree
+        for value in tree.values():
+            yield from _nodes(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _nodes(value)

@@ -37,7 +37,7 @@ Record = tuple[int, Sequence[str | None], list[str] | None, str | None, bool]
 class Lines:
     """The lines of a file, decompressed by its extension and decoded; keeps those of the record at hand as bytes."""
 
-    def __init__(self, file: io.FileIO, name: str) -> None:
+    def __init__(self, file: io.RawIOBase | io.BytesIO, name: str) -> None:
         self._name = name
         self._codec = next((codec for extension, codec in _CODECS.items() if name.endswith(extension)), None)
         stream: Any = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), self._codec) if self._codec else file
@@ -130,45 +130,53 @@ def read_json_lines(lines: Lines, columns: dict[str, str]) -> Iterator[Record]:
 
     `columns` gives each column's type rule. Numbers stay the text that they are in the file.
     """
-    width = len(columns)
     while True:
         lines.begin()
         line = next(lines, None)
         if line is None:
             return
-        if lines.fault:
-            yield from lines.malformed(lines.fault, width)
-            continue
-        if line.isspace():
+        if not lines.fault and not line.strip():
             continue
         try:
-            document = _DECODER.decode(line)
-            if "\\u" in line:
-                # JSON can escape half a surrogate pair, which is no character.
-                json.dumps(document, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            yield from lines.malformed("malformed(encoding)", width)
-            continue
-        except _KeyTwiceError:
-            yield from lines.malformed("malformed(a key twice)", width)
-            continue
-        except (ValueError, RecursionError):
-            yield from lines.malformed("malformed(syntax)", width)
-            continue
+            if lines.fault:
+                raise _MalformedError(lines.fault)
+            values, found = _json_row(line, columns)
+        except _MalformedError as exc:
+            yield from lines.malformed(exc.rule, len(columns))
+        else:
+            yield lines.first, values, found, _text(lines.taken[0]) if found else None, True
+
+
+class _MalformedError(Exception):
+    def __init__(self, rule: str) -> None:
+        super().__init__(rule)
+        self.rule = rule
+
+
+def _json_row(line: str, columns: dict[str, str]) -> tuple[list[str | None], list[str] | None]:
+    """The values, and the rules that they break by being nested or without a column. Raises `_MalformedError`."""
+    try:
+        document = _DECODER.decode(line)
+        if "\\u" in line:
+            # JSON can escape half a surrogate pair, which is no character.
+            json.dumps(document, ensure_ascii=False).encode()
         if type(document) is not dict:
-            yield from lines.malformed("malformed(not an object)", width)
-            continue
+            raise _MalformedError("malformed(not an object)")
         values = [document.get(column) for column in columns]
         found: list[str] = []
-        for index, value in enumerate(values):
+        for index, rule in enumerate(columns.values()):
+            value = values[index]
             if value is not None and type(value) is not str:
-                nested = isinstance(value, dict | list)
                 values[index] = json.dumps(value)
-                if nested:
-                    found.append(list(columns.values())[index])
-        found += [f"unknown({key[:100]})" for key in document if key not in columns]
-        text = _text(lines.taken[0]) if found else None
-        yield lines.first, values, found or None, text, True
+                if type(value) is not bool:
+                    found.append(rule)
+    except UnicodeEncodeError as exc:
+        raise _MalformedError("malformed(encoding)") from exc
+    except (ValueError, RecursionError) as exc:
+        raise _MalformedError("malformed(syntax)") from exc
+    if not columns.keys() >= document.keys():
+        found += dict.fromkeys(f"unknown({key[:100]})" for key in document if key not in columns)
+    return values, found or None
 
 
 def _header(reader: Iterator[list[str]], lines: Lines, columns: Sequence[str], name: str, contract: str) -> list[str]:
@@ -200,14 +208,11 @@ def difference(got: Sequence[str], expected: Sequence[str]) -> str:
     return f"got {', '.join(got)[:300]} ({details})"
 
 
-class _KeyTwiceError(Exception):
-    """Parsers disagree on which of the two values counts."""
-
-
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        raise _KeyTwiceError
+        # Parsers disagree on which of the two values counts.
+        raise _MalformedError("malformed(a key twice)")
     return document
 
 

@@ -96,9 +96,10 @@ def export(
         for name, dtype in zip(described.columns, described.types, strict=True)
     }
     kind = "csv" if output.output.format == "csv" else "parquet"
-    name = f"{dataset.replace('.', '/').replace('/', '-')}.{kind}"
+    parts = dataset.replace(".", "/").split("/")
+    name = f"{'-'.join(parts)}/{parts[-1]}.{kind}"
     path = Path(job.scratch) / "out" / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True)
     rows = _copy(connection, relation, columns, path, kind, output if is_table(dataset) else None)
     return EngineOutput(
         dataset=dataset,

@@ -10,17 +10,15 @@ from runner.ports import Busy, Claimed, Decided, Ports
 
 
 def claim(spec: JobSpec, ports: Ports) -> Claimed | Busy | Decided:
-    """Take the run under the next attempt number.
+    """Take the run under the next attempt number. Raises `ConflictError` for another spec under the same run_id."""
+    return ports.ledger.claim(spec, worker=ports.worker)
 
-    A ledger that came back from a backup may have forgotten how the run ended, so S3's manifest is asked too, and
-    put back where it is found. Raises `ConflictError` for another spec under the same run_id.
-    """
-    claimed = ports.ledger.claim(spec, worker=ports.worker)
-    if not isinstance(claimed, Claimed):
-        return claimed
+
+def recall(spec: JobSpec, claimed: Claimed, ports: Ports) -> Manifest | None:
+    """The manifest that S3 keeps of a run that the ledger, back from a backup, does not know to be over; put back."""
     kept = ports.objects.get(manifest_key(spec.run_id))
     if kept is None:
-        return claimed
+        return None
     manifest = parse_json(Manifest, kept, what=ports.objects.uri(manifest_key(spec.run_id)))
     ports.ledger.decide(manifest, attempt=claimed.attempt)
-    return Decided(manifest=manifest, recorded=False)
+    return manifest

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from runner.flow.audit import audit
-from runner.flow.claim import claim
+from runner.flow.claim import claim, recall
 from runner.flow.commit import commit
 from runner.flow.decide import decide
 from runner.flow.execute import execute
@@ -42,6 +42,8 @@ def run_job(spec: JobSpec, ports: Ports, *, keep: Keep) -> Manifest | Waiting:
 def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manifest | Waiting:
     planned, pins = claimed.plan, claimed.pins or ()
     try:
+        if recalled := recall(spec, claimed, ports):
+            return recalled
         if planned is None and claimed.settling:
             return fail(spec, claimed, ports, here, plan=None, failure=settle(spec, ports))
         if planned is None:

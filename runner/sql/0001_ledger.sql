@@ -29,6 +29,8 @@ CREATE TABLE ledger.runs (
     CHECK ((state IN ('succeeded', 'failed', 'cancelled')) = (decided_at IS NOT NULL))
 );
 CREATE INDEX runs_by_submission ON ledger.runs (submitted_at DESC);
+CREATE INDEX runs_by_id_text ON ledger.runs ((run_id::text) text_pattern_ops);
+CREATE INDEX runs_by_short_id ON ledger.runs ((right(run_id::text, 8)));
 CREATE INDEX runs_by_pipeline ON ledger.runs (pipeline, submitted_at DESC);
 CREATE INDEX runs_by_pipeline_run ON ledger.runs (pipeline_run) WHERE pipeline_run IS NOT NULL;
 CREATE INDEX runs_undecided ON ledger.runs (submitted_at) WHERE decided_at IS NULL;

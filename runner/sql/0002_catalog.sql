@@ -6,6 +6,7 @@ CREATE TABLE catalog.iceberg_tables (
     table_name                 varchar(255) NOT NULL,
     metadata_location          varchar(1000),
     previous_metadata_location varchar(1000),
+    iceberg_type               varchar(5),
     PRIMARY KEY (catalog_name, table_namespace, table_name)
 );
 CREATE TABLE catalog.iceberg_namespace_properties (

@@ -107,8 +107,11 @@ ORDER BY submitted_at DESC, run_id DESC
 LIMIT %(limit)s;
 
 -- name: find_run
--- A run by the beginning of its id, as people type it.
-SELECT run_id FROM ledger.runs WHERE run_id::text LIKE %(prefix)s ORDER BY submitted_at DESC LIMIT 2;
+-- A run by what people type of its id: the beginning, or the last 8 characters.
+SELECT run_id FROM ledger.runs
+WHERE run_id::text LIKE %(text)s || '%%' OR right(run_id::text, 8) = %(text)s
+ORDER BY submitted_at DESC
+LIMIT 2;
 
 -- name: newest
 SELECT snapshot FROM ledger.outputs

@@ -248,7 +248,7 @@ def work(
             raise typer.Exit(_run_one(app, stage, app.client.read_spec(_read(spec), what=str(spec))))
         ended = []
         for outcome in worker.work(stage, max_jobs=max_jobs, idle_timeout_s=idle_timeout):
-            _report(app, outcome)
+            _report(outcome)
             ended.append(_code(outcome))
     if len(ended) == 1 or 75 in ended:
         raise typer.Exit(75 if 75 in ended else ended[0])
@@ -263,7 +263,7 @@ def _run_one(app: App, stage: Stage, spec: JobSpec) -> int:
     worker = app.worker()
     while True:
         for outcome in worker.work(stage, max_jobs=1, idle_timeout_s=1.0):
-            _report(app, outcome)
+            _report(outcome)
         manifest = app.client.manifest(spec.run_id)
         if manifest is not None:
             return exit_code(manifest.failure)
@@ -277,7 +277,7 @@ def rerun(
     latest_inputs: Annotated[bool, typer.Option(help="Read the newest snapshots, not the ones it read.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run a stored spec again: the same commit on the same snapshots. Says of each output whether it came out identical.
+    """Run a stored spec again, the same commit on the same snapshots, and say of each output if it came out identical.
 
     Published tables stay as they are unless --publish is given.
     """
@@ -466,7 +466,7 @@ def _explain_failure(app: App, manifest: Manifest) -> None:
         terminal.print_log_line(line)
 
 
-def _report(app: App, outcome: Outcome) -> None:
+def _report(outcome: Outcome) -> None:
     if isinstance(outcome, Manifest) and outcome.failure:
         terminal.print_failure(outcome.failure, label=f"{outcome.spec.task} failed")
     elif isinstance(outcome, Failure):

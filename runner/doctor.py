@@ -72,9 +72,8 @@ def _services(app: App) -> Iterator[Finding]:
         return app.objects.uri("")
 
     def queues() -> str:
-        for stage in Stage:
-            app.queue.receive_nothing(stage)
-        return ", ".join(f"{app.settings.queue_prefix}{stage.value}" for stage in Stage)
+        waiting = {stage: app.queue.depth(stage) for stage in Stage}
+        return ", ".join(f"{app.settings.queue_prefix}{stage.value} {depth}" for stage, depth in waiting.items())
 
     for name, check in (("ledger", ledger), ("bucket", bucket), ("queues", queues)):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -201,10 +201,8 @@ class LoadedTable:
     def _begin(self, schema: Schema, *, evolve: bool) -> Transaction:
         if self._table is None:
             namespace = self._dataset.split(".")[0]
-            try:
+            with suppress(NamespaceAlreadyExistsError):
                 self._catalog.create_namespace(namespace)
-            except NamespaceAlreadyExistsError:
-                pass
             return self._catalog.create_table_transaction(
                 self._dataset, schema=schema, location=self._location, properties=_PROPERTIES
             )

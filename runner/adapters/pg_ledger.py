@@ -382,7 +382,7 @@ class PgLedger:
 def _migrations() -> list[tuple[str, LiteralString]]:
     folder = files("runner").joinpath("sql")
     names = sorted(each.name for each in folder.iterdir() if re.match(r"\d{4}_", each.name))
-    return [(name, cast(LiteralString, folder.joinpath(name).read_text("utf-8"))) for name in names]
+    return [(name, folder.joinpath(name).read_text("utf-8")) for name in names]
 
 
 def _key(run_id: UUID, attempt: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import IO
@@ -50,6 +51,7 @@ class SandboxEngine:
                 wire.send(job)
                 ended = broker.serve(wire, say)
             except TimeoutError as exc:
+                _kill(child)
                 limit = job.resources.timeout_s
                 raise LogicError(
                     f"expected the work to end within {limit:,} s, got no end", hint="raise resources.timeout_s"
@@ -123,15 +125,15 @@ class _Tail:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """The child ends with the job, and its process group with it."""
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(timeout=_GRACE_S)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
-        os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    _kill(child)
     child.wait()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def _died(child: subprocess.Popen[bytes], tail: _Tail) -> InfrastructureError:

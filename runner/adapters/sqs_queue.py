@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from runner.adapters.aws import aws_errors, error_code
 from runner.model.errors import InfrastructureError
@@ -61,6 +61,15 @@ class SqsQueue:
                     "RedrivePolicy": json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(MAX_RECEIVES)}),
                 },
             )
+
+    def depth(self, stage: Stage) -> int:
+        """About how many messages wait, visible or not: SQS does not promise to be exact."""
+        name = self._name(stage)
+        names: Sequence[Literal["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]]
+        names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
+        with self._errors(name):
+            found = self._client.get_queue_attributes(QueueUrl=self._url(name), AttributeNames=names)["Attributes"]
+        return sum(int(found[each]) for each in names)
 
     def send(self, stage: Stage, body: str) -> None:
         name = self._name(stage)

@@ -57,11 +57,12 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
         steps += found
         if any(each.status in ("error", "fail") for each in found):
             break
+    graph = project.graph()
     connection = scratch.connect(job, inputs, str(project.database))
     healthy = not any(step.status in ("error", "fail") for step in steps)
     return EngineResult(
-        outputs=tuple(_outputs(job, project.graph(), connection)) if healthy else (),
-        steps=tuple(_with_rows(step, project.graph(), connection) for step in steps),
+        outputs=tuple(_outputs(job, graph, connection)) if healthy else (),
+        steps=tuple(_with_rows(step, graph, connection) for step in steps),
         packages={name: version(name) for name in ("dbt-core", "dbt-duckdb", "duckdb")},
         claims_known=True,
     )
@@ -216,9 +217,9 @@ def _outputs(job: Job, graph: _Graph, connection: duckdb.DuckDBPyConnection) -> 
         relation = output.output.from_ or output.output.dataset
         node = graph.node_of(relation)
         if node is None or node in graph.sources:
-            made = sorted(name for each, name in graph.relations.items() if each not in graph.sources)
+            made = ", ".join(sorted(name for each, name in graph.relations.items() if each not in graph.sources))
             raise LogicError(
-                f"output {output.output.dataset}: expected a model that makes {relation}, got {', '.join(made) or 'none'}",
+                f"output {output.output.dataset}: expected a model that makes {relation}, got {made or 'none'}",
                 subject=relation,
             )
         if graph.materialized[node] == "ephemeral":

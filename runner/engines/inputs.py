@@ -35,6 +35,13 @@ class Inputs(Protocol):
         """A line for the run's log."""
 
 
+class _InputFile(io.FileIO):
+    """DuckDB drops the files of an fsspec file system without closing them, which Python would warn of."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class BrokeredInputs:
     """`Inputs` over the socket that the child inherited."""
 
@@ -49,7 +56,7 @@ class BrokeredInputs:
             raw, descriptor = self._wire.receive()
         answer = TO_ENGINE.validate_json(raw)
         if isinstance(answer, Opened) and descriptor is not None:
-            return io.FileIO(descriptor, "rb")
+            return _InputFile(descriptor, "rb")
         reason = answer.message if isinstance(answer, Refused) else f"an answer of type {answer.type}"
         raise DataError(f"{uri}: expected a file of a declared input, got {reason}", subject=uri)
 
@@ -100,12 +107,12 @@ class BrokeredS3(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no typ
             return False
         return True
 
-    def modified(self, path: str) -> datetime:  # noqa: ARG002 - fsspec's signature
+    def modified(self, path: str) -> datetime:
         return self._WRITTEN
 
     def glob(self, path: str, **_: Any) -> list[str]:
-        """No listing: an input's files are named one by one."""
-        return [path] if self.exists(path) else []
+        """No listing: an input's files are named one by one, and opening another says why it is refused."""
+        return [path]
 
     @staticmethod
     def _uri(path: str) -> str:

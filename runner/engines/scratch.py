@@ -46,9 +46,9 @@ def settings(job: Job) -> dict[str, str | bool | int | float | list[str]]:
     }
 
 
-def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
+def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs, *, iceberg: bool = True) -> None:
     """Give a connection Iceberg, the broker as its only `s3://`, and UTC."""
-    for name in _EXTENSIONS:
+    for name in _EXTENSIONS if iceberg else ():
         connection.execute(f"LOAD {literal(str(_extension(name)))}")
     if "s3" not in connection.list_filesystems():
         connection.register_filesystem(BrokeredS3(inputs))
@@ -57,7 +57,7 @@ def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs) -> None:
 
 def connect(job: Job, inputs: Inputs, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(database, config=settings(job))
-    configure(connection, inputs)
+    configure(connection, inputs, iceberg=any(is_table(each.pin.dataset) for each in job.inputs))
     return connection
 
 

@@ -60,7 +60,7 @@ def _missing_output(spec: JobSpec, result: EngineResult) -> Failure | None:
         if output.dataset not in made:
             return Failure(
                 category=Category.LOGIC,
-                message=f"output {output.dataset}: expected the work to make it, got {', '.join(sorted(made)) or 'none'}",
+                message=f"output {output.dataset}: expected it made, got {', '.join(sorted(made)) or 'none'}",
                 subject=output.dataset,
             )
     return None

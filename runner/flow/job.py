@@ -63,7 +63,7 @@ def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manif
         return fail(spec, claimed, ports, here, plan=planned, failure=error.failure)
     except LostLease:
         raise
-    except Exception as error:  # a fault of ours must not take the worker down, nor the run out of the record
+    except Exception as error:  # noqa: BLE001 - a fault of ours must not take the worker down, nor the run out of the record
         logger.exception("unexpected %s", type(error).__name__)
         unexpected = InfrastructureError(
             f"unexpected {type(error).__name__}: {error}", hint="the log has the traceback"

@@ -42,11 +42,10 @@ def closure(depends_on: Mapping[str, Sequence[str]], start: str) -> set[str]:
 
 def edges(manifest: Manifest) -> Iterator[Edge]:
     """The edges that a manifest stands for: each landed output with each input that it is said to be made of."""
-    inputs = {record.dataset: record for record in manifest.report.inputs}
     for output in manifest.outputs:
         if output.snapshot is None:
             continue
-        for record in _made_of(output, inputs) or (None,):
+        for record in _made_of(output, manifest.report.inputs) or (None,):
             yield Edge(
                 run_id=manifest.run_id,
                 output=output.dataset,
@@ -61,10 +60,11 @@ def edges(manifest: Manifest) -> Iterator[Edge]:
             )
 
 
-def _made_of(output: OutputRecord, inputs: Mapping[str, InputRecord]) -> tuple[InputRecord, ...]:
+def _made_of(output: OutputRecord, inputs: Sequence[InputRecord]) -> tuple[InputRecord, ...]:
+    """One dataset may be read at two snapshots, under two names: each is an edge of its own."""
     if output.claimed_inputs is None:
-        return tuple(record for record in inputs.values() if record.declared)
-    return tuple(inputs[dataset] for dataset in output.claimed_inputs if dataset in inputs)
+        return tuple(record for record in inputs if record.declared)
+    return tuple(record for record in inputs if record.dataset in output.claimed_inputs and record.claimed is not False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +82,13 @@ def tree(
 ) -> LineageNode:
     """A walk's edges as a tree rooted at `dataset`; a snapshot that stands in two places is drawn in both."""
     made_by: dict[_Key, Edge] = {}
-    next_of: dict[_Key, list[_Key]] = {}
+    next_of: dict[_Key, dict[_Key, None]] = {}
     for edge in found:
         output, source = (edge.output, edge.output_snapshot), (edge.input or "", edge.input_snapshot)
         made_by.setdefault(output, edge)
         if edge.input is not None:
             start, end = (output, source) if direction == "upstream" else (source, output)
-            next_of.setdefault(start, []).append(end)
+            next_of.setdefault(start, {})[end] = None
     return _node((dataset, snapshot), made_by, next_of, frozenset())
 
 
@@ -96,9 +96,9 @@ _Key = tuple[str, str | None]
 
 
 def _node(
-    key: _Key, made_by: Mapping[_Key, Edge], next_of: Mapping[_Key, list[_Key]], above: frozenset[_Key]
+    key: _Key, made_by: Mapping[_Key, Edge], next_of: Mapping[_Key, Iterable[_Key]], above: frozenset[_Key]
 ) -> LineageNode:
-    nearest = [] if key in above else next_of.get(key, [])
+    nearest = () if key in above else next_of.get(key, ())
     return LineageNode(
         dataset=key[0],
         snapshot=key[1],

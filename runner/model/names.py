@@ -7,12 +7,14 @@ from datetime import datetime
 from typing import Annotated, NamedTuple
 from uuid import UUID
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RESERVED_LAYERS = {"runs", "tables", "logic"}
 """Top-level folders of the bucket that are the product's own: no prefix dataset may lie in them."""
+_SNAPSHOTS = "_snapshots"
+"""The folder of a prefix dataset that lists its versions: no other dataset may lie in it."""
 
 
 def _identifier(value: str) -> str:
@@ -28,6 +30,8 @@ def _dataset(value: str) -> str:
         raise ValueError(f"expected a table `namespace.table` or a prefix `layer/name`, got {value!r}")
     if "/" in value and parts[0] in _RESERVED_LAYERS:
         raise ValueError(f"expected a layer other than {', '.join(sorted(_RESERVED_LAYERS))}, got {value!r}")
+    if "/" in value and _SNAPSHOTS in parts:
+        raise ValueError(f"expected a prefix without {_SNAPSHOTS}, got {value!r}")
     return value
 
 
@@ -51,9 +55,18 @@ def _relation(value: str) -> str:
     return value
 
 
-Identifier = Annotated[str, AfterValidator(_identifier)]
-DatasetName = Annotated[str, AfterValidator(_dataset)]
-Commit = Annotated[str, AfterValidator(_commit)]
+def _form(pattern: str) -> WithJsonSchema:
+    """What of a rule a JSON Schema can say; the validators decide, and say what was expected."""
+    return WithJsonSchema({"type": "string", "pattern": f"^({pattern})$"})
+
+
+Identifier = Annotated[str, AfterValidator(_identifier), _form(_IDENTIFIER.pattern)]
+DatasetName = Annotated[
+    str,
+    AfterValidator(_dataset),
+    _form(rf"{_IDENTIFIER.pattern}(\.{_IDENTIFIER.pattern}|(/{_IDENTIFIER.pattern})+)"),
+]
+Commit = Annotated[str, AfterValidator(_commit), _form(_COMMIT.pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
 RelationName = Annotated[str, AfterValidator(_relation)]
 
@@ -102,7 +115,7 @@ def data_prefix(dataset: str, run_id: UUID, attempt: int, written_at: datetime) 
 
 
 def snapshots_prefix(dataset: str) -> str:
-    return f"{dataset}/_snapshots/"
+    return f"{dataset}/{_SNAPSHOTS}/"
 
 
 def run_prefix(run_id: UUID) -> str:

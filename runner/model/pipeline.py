@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -14,10 +15,12 @@ from pydantic import Field, field_validator
 
 from runner.model.errors import SpecError
 from runner.model.names import Identifier
-from runner.model.spec import Input, JobSpec, Logic, Output, Resources, Stage, Work
+from runner.model.spec import Input, JobSpec, Logic, Output, Resources, Stage, Work, parse_spec
 from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_document
 
-_PARAMETER = re.compile(r"\$(?:(\$)|\{([a-z_][a-z0-9_]*)\})")
+_PARAMETER = re.compile(r"\$(?:(\$)|\{([^{}]*)\})")
+_MAX_FILLED_CHARACTERS = 1024 * 1024
+"""What values may add to a file: a short one that names a long value often enough stands for gigabytes."""
 
 
 class PipelineStage(Strict):
@@ -58,27 +61,24 @@ class PipelineFile(Strict):
         pipeline_run: UUID,
         run_ids: Iterator[UUID],
     ) -> list[JobSpec]:
-        """A job spec for each stage, in an order in which every input is made before it is read."""
-        return [
-            JobSpec(
-                spec_version=1,
-                run_id=next(run_ids),
-                pipeline=self.name,
-                task=stage.task,
-                pipeline_run=pipeline_run,
-                stage=stage.stage,
-                logic=logic,
-                work=stage.work,
-                inputs=stage.inputs,
-                outputs=stage.outputs,
-                logical_time=logical_time,
-                params=dict(params),
-                labels=stage.labels,
-                resources=stage.resources,
-                max_attempts=stage.max_attempts,
-            )
-            for stage in self.stages
-        ]
+        """A job spec for each stage, in an order in which every input is made before it is read.
+
+        Raises `SpecError` naming the task and the field: a stage can be well-formed and its spec refused.
+        """
+        launch = {
+            "spec_version": 1,
+            "pipeline": self.name,
+            "pipeline_run": str(pipeline_run),
+            "logic": logic.model_dump(mode="json", by_alias=True),
+            "logical_time": logical_time.isoformat(),
+            "params": dict(params),
+        }
+        specs = []
+        for stage in self.stages:
+            document = launch | stage.model_dump(mode="json", by_alias=True) | {"run_id": str(next(run_ids))}
+            raw = json.dumps(document, ensure_ascii=False)
+            specs.append(parse_spec(raw, what=f"pipeline {self.name}, task {stage.task}"))
+        return specs
 
 
 def parse_pipeline(raw: bytes, *, what: str, params: Mapping[str, str]) -> tuple[PipelineFile, dict[str, str]]:
@@ -97,13 +97,17 @@ def parse_pipeline(raw: bytes, *, what: str, params: Mapping[str, str]) -> tuple
             expected = f"one of {', '.join(sorted(known))}" if known else "no parameter"
             raise SpecError(f"{what}: params: expected {expected}, got {name!r}", subject="params")
     in_force = {**known, **params}
-    document["stages"] = _fill(document.get("stages"), in_force, what)
+    if "stages" in document:
+        document["stages"] = _filled(document["stages"], in_force, what)
     pipeline = parse_document(PipelineFile, document, what=what)
     return pipeline, in_force
 
 
 def load_yaml(raw: bytes, *, what: str) -> Any:
-    """Safe YAML without aliases (a few lines of them can stand for gigabytes) and without duplicate keys."""
+    """YAML that says what JSON can say: keys are text and given once, a date is text.
+
+    No aliases, a few lines of which can stand for gigabytes, and no tags. Raises `SpecError` naming line and column.
+    """
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise SpecError(f"{what}: expected at most {MAX_DOCUMENT_BYTES:,} bytes, got {len(raw):,}")
     try:
@@ -112,44 +116,73 @@ def load_yaml(raw: bytes, *, what: str) -> Any:
         mark = getattr(exc, "problem_mark", None)
         where = f" at line {mark.line + 1} column {mark.column + 1}" if mark else ""
         problem = getattr(exc, "problem", None) or str(exc).splitlines()[0]
-        raise SpecError(f"{what}: expected YAML, got {problem}{where}") from exc
+        raise SpecError(f"{what}: expected YAML, got {problem[:200]}{where}") from exc
     except RecursionError as exc:
         raise SpecError(f"{what}: expected YAML, got one nested too deeply") from exc
 
 
 class _PlainLoader(yaml.SafeLoader):
+    yaml_implicit_resolvers = {
+        first: [(tag, form) for tag, form in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
-            raise yaml.constructor.ConstructorError(None, None, "an alias, which is not allowed", event.start_mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it out
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("an alias, which is not allowed", event)
+        if event.tag is not None:
+            raise _refused(f"the tag {event.tag!r}, which is not allowed", event)
         return super().compose_node(parent, index)
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as exc:  # PyYAML lets int() speak for itself
+            raise _refused(f"{node.value[:40]!r}, which is not the number it looks like", node) from exc
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise _refused(f"the key {key!r}, which is not text", key_node)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", key_node.start_mark)
+                raise _refused(f"the key {key!r} twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-def _fill(node: Any, params: Mapping[str, Any], what: str) -> Any:
-    if isinstance(node, dict):
-        return {key: _fill(value, params, what) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_fill(value, params, what) for value in node]
-    if not isinstance(node, str):
-        return node
+def _refused(what: str, where: Any) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, what, where.start_mark)
+
+
+def _filled(document: Any, params: Mapping[str, Any], what: str) -> Any:
+    room = _MAX_FILLED_CHARACTERS
 
     def value_of(match: re.Match[str]) -> str:
+        nonlocal room
         if match[1]:
             return "$"
         if match[2] not in params:
-            raise SpecError(f"{what}: expected a value in params for ${{{match[2]}}}, got none", subject=match[2])
-        return str(params[match[2]])
+            raise SpecError(f"{what}: expected a value in params for {match[0][:80]!r}, got none", subject="params")
+        value = str(params[match[2]])
+        room -= len(value)
+        if room < 0:
+            raise SpecError(
+                f"{what}: expected at most {_MAX_FILLED_CHARACTERS:,} characters from params, got more",
+                subject="params",
+            )
+        return value
 
-    return _PARAMETER.sub(value_of, node)
+    def filled(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: filled(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [filled(value) for value in node]
+        return _PARAMETER.sub(value_of, node) if isinstance(node, str) else node
+
+    return filled(document)
 
 
 def _ordered(stages: tuple[PipelineStage, ...]) -> Iterator[PipelineStage]:

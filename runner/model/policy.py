@@ -9,6 +9,8 @@ from runner.model.errors import Category, Failure
 
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_LONGEST_S = 300.0
+_DOUBLINGS = 10
+"""More than it takes to reach the longest; a run that waits for its ledger for days must not overflow a float."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ def back_off_s(failure: Failure, *, attempt: int, jitter: Callable[[], float]) -
     """
     if failure.retry_after_s is not None:
         return failure.retry_after_s
-    step = min(BACK_OFF_FIRST_S * 2.0 ** (attempt - 1), BACK_OFF_LONGEST_S)
+    step = min(BACK_OFF_FIRST_S * 2.0 ** min(attempt - 1, _DOUBLINGS), BACK_OFF_LONGEST_S)
     return step * (0.5 + jitter() / 2)
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
+from runner.model.errors import SpecError
 from runner.model.names import Commit, DatasetName, Identifier, RelationName, RelativePath, is_table
 from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_json
 
@@ -45,7 +46,7 @@ class ExtractWork(Strict):
 
 class CsvFormat(Strict):
     type: Literal["csv"]
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] = ","
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] = ","
     nulls: tuple[str, ...] = ("",)
 
 
@@ -141,7 +142,7 @@ class Rerun(Strict):
 
 
 class JobSpec(Strict):
-    """One request to run one stage. See DESIGN: the JSON Schema of this model is `schemas/spec.json`."""
+    """One request to run one stage. Its JSON Schema is `schemas/spec.json`."""
 
     spec_version: Literal[1]
     run_id: UUID
@@ -213,9 +214,11 @@ class JobSpec(Strict):
 
     def _fits_load(self) -> None:
         if len(self.inputs) != 1 or is_table(self.inputs[0].dataset):
-            raise ValueError("inputs: expected exactly one prefix dataset for load")
+            came = ", ".join(each.dataset for each in self.inputs) or "none"
+            raise ValueError(f"inputs: expected exactly one prefix dataset for load, got {came}")
         if len(self.outputs) != 1 or not is_table(self.outputs[0].dataset):
-            raise ValueError("outputs: expected exactly one table for load")
+            came = ", ".join(each.dataset for each in self.outputs)
+            raise ValueError(f"outputs: expected exactly one table for load, got {came}")
 
     def _fits_dbt(self) -> None:
         _tables_only([each.dataset for each in self.inputs], "inputs")
@@ -234,8 +237,16 @@ class JobSpec(Strict):
 
 
 def parse_spec(raw: bytes | str, *, what: str = "job spec") -> JobSpec:
-    """Parse a job spec; raises `SpecError` naming the field, what was expected and what came."""
-    return parse_json(JobSpec, raw, what=what, max_bytes=MAX_DOCUMENT_BYTES)
+    """Parse a job spec; raises `SpecError` naming the field, what was expected and what came.
+
+    A spec is stored and sent in its canonical form, so that has to fit too: else the worker, which parses it again,
+    would refuse what was accepted here.
+    """
+    spec = parse_json(JobSpec, raw, what=what, max_bytes=MAX_DOCUMENT_BYTES)
+    stored = len(spec.to_json().encode())
+    if stored > MAX_DOCUMENT_BYTES:
+        raise SpecError(f"{what}: expected at most {MAX_DOCUMENT_BYTES:,} bytes with its defaults, got {stored:,}")
+    return spec
 
 
 def _once(names: list[str], what: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Never, TypeVar
 
@@ -21,7 +24,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
 
     def to_json(self) -> str:
-        """Canonical JSON: aliases, sorted keys, no spaces. Equal models give equal bytes."""
+        """Canonical JSON: aliases, sorted keys, defaults written out, no spaces. Parsed again, it gives these bytes."""
         return json.dumps(
             self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"), ensure_ascii=False
         )
@@ -46,16 +49,21 @@ def parse_json(
 
     Duplicate keys, NaN and Infinity are refused: JSON parsers disagree on what they mean.
     """
-    text = raw.encode() if isinstance(raw, str) else raw
+    try:
+        text = raw.encode() if isinstance(raw, str) else raw
+    except UnicodeEncodeError as exc:
+        raise error(f"{what}: expected Unicode text, got half a surrogate pair at {exc.start}") from exc
     if max_bytes is not None and len(text) > max_bytes:
         raise error(f"{what}: expected at most {max_bytes:,} bytes, got {len(text):,}")
     document = load_json(text, what=what, error=error)
     if not isinstance(document, dict):
         raise error(f"{what}: expected a JSON object, got {type(document).__name__}")
     try:
-        return model.model_validate_json(text)
+        # by_name is for Python's own callers; a document has one spelling, `as`, and `as_` is an unknown key.
+        return model.model_validate_json(text, by_alias=True, by_name=False)
     except ValidationError as exc:
-        raise error(f"{what}: {explain(exc)}", subject=_field(exc)) from exc
+        field = _field(exc.errors(include_url=False)[0], document)
+        raise error(f"{what}: {explain(exc, document)}", subject=field) from exc
 
 
 def parse_document(model: type[Model], document: object, *, what: str, error: type[RunnerError] = SpecError) -> Model:
@@ -67,9 +75,16 @@ def parse_document(model: type[Model], document: object, *, what: str, error: ty
 
 
 def load_json(raw: bytes | str, *, what: str, error: type[RunnerError] = SpecError) -> Any:
-    """`json.loads` that refuses duplicate keys and numbers that are none; raises `error`."""
+    """`json.loads` for UTF-8 that refuses duplicate keys and numbers that are none; raises `error`."""
     try:
-        return json.loads(raw, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        text = raw if isinstance(raw, str) else raw.decode()  # json.loads would take UTF-16, pydantic does not
+        return json.loads(
+            text,
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_whole,
+        )
     except RecursionError as exc:
         raise error(f"{what}: expected JSON, got one nested too deeply") from exc
     except UnicodeDecodeError as exc:
@@ -83,9 +98,8 @@ def load_json(raw: bytes | str, *, what: str, error: type[RunnerError] = SpecErr
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{twice}: expected each key once, got it {keys.count(twice)} times")
+        ((twice, times),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{_key(twice)}: expected each key once, got it {times} times")
     return document
 
 
@@ -93,18 +107,44 @@ def _no_constant(name: str) -> Never:
     raise ValueError(f"expected a finite number, got {name}")
 
 
-def explain(exc: ValidationError) -> str:
-    """The first fault as `field: expected …, got …`, and how many more there are."""
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # 1e999 is well-formed, and what it became could not be written as JSON again
+        raise ValueError(f"expected a finite number, got {_cut(text)}")
+    return number
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as exc:  # sys.get_int_max_str_digits(): Python refuses numbers whose reading takes too long
+        raise ValueError(f"expected a whole number of at most 4,300 digits, got {len(text):,}") from exc
+
+
+def explain(exc: ValidationError, document: object = None) -> str:
+    """The first fault as `field: expected …, got …`, and how many more there are; one line, however long the input.
+
+    With the `document` that was parsed, the field is a path in it, without the marks that pydantic adds for unions.
+    """
     faults = exc.errors(include_url=False)
     fault = faults[0]
-    line = f"{_field(exc) or 'the document'}: {_expected(fault)}"
+    field, expected = _field(fault, document), _expected(fault)
+    # A rule over several fields names them itself.
+    line = expected if field is None and fault["type"] == "value_error" else f"{field or 'the document'}: {expected}"
     return line if len(faults) == 1 else f"{line} (and {len(faults) - 1} more)"
 
 
-def _field(exc: ValidationError) -> str | None:
-    path = ""
-    for part in exc.errors(include_url=False)[0]["loc"]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+def _field(fault: Any, document: object) -> str | None:
+    path, node, parts = "", document, list(fault["loc"])
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        parts.append(fault["ctx"]["discriminator"].strip("'"))
+    for index, part in enumerate(parts):
+        there = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        last = index == len(parts) - 1 and fault["type"] in ("missing", "union_tag_invalid", "union_tag_not_found")
+        if document is not None and not there and not last:
+            continue
+        node = node[part] if isinstance(node, dict | list) and there else None
+        path += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if path else _key(part)
     return path or None
 
 
@@ -114,20 +154,29 @@ def _expected(fault: Any) -> str:
     rules: dict[str, Callable[[], str]] = {
         "extra_forbidden": lambda: f"expected no such key, got {came}",
         "missing": lambda: "expected a value, got none",
-        "value_error": lambda: str(context.get("error", fault["msg"])),
+        "json_invalid": lambda: f"expected JSON, got {context.get('error')}",
+        "value_error": lambda: _cut(str(context.get("error", fault["msg"])), 300),
         "string_pattern_mismatch": lambda: f"expected {context.get('pattern')}, got {came}",
         "literal_error": lambda: f"expected {context.get('expected')}, got {came}",
         "union_tag_invalid": lambda: (
-            f"{context.get('discriminator')}: expected one of {context.get('expected_tags')}, got {context.get('tag')!r}"
+            f"expected one of {context.get('expected_tags')}, got {_short(context.get('tag'))}"
         ),
-        "union_tag_not_found": lambda: f"{context.get('discriminator')}: expected a value, got none",
+        "union_tag_not_found": lambda: "expected a value, got none",
     }
     if kind in rules:
         return rules[kind]()
-    message = str(fault["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    message = re.sub(r"^\w+ should (be |have |match )?", "", str(fault["msg"]))
     return f"expected {message}, got {came}"
 
 
 def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__
-    return text if len(text) <= 80 else text[:77] + "..."
+    return _cut(repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__)
+
+
+def _key(key: str) -> str:
+    """A key as a message may hold it: people write keys, and so do people who mean harm."""
+    return _cut(key if key.isprintable() else repr(key))
+
+
+def _cut(text: str, longest: int = 80) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -30,7 +30,7 @@ def main() -> None:
         wire.send(Done(result=run(job, BrokeredInputs(wire))))
     except RunnerError as error:
         wire.send(Failed(failure=error.failure))
-    except Exception as error:  # whatever the analysts' code raises has to arrive as a failure with its reason
+    except Exception as error:  # noqa: BLE001 - whatever the analysts' code raises has to arrive as a failure with its reason
         traceback.print_exc()
         wire.send(Failed(failure=Failure(category=Category.LOGIC, message=f"{type(error).__name__}: {error}")))
 

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -143,7 +144,7 @@ def _outcome(manifest: Manifest) -> str:
 
 def _output_words(output: OutputRecord) -> str:
     name = output.dataset.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
-    size = f"{output.bytes / 2**20:.1f} MiB" if output.rows is None else f"{output.rows:,} rows"
+    size = decimal(output.bytes) if output.rows is None else f"{output.rows:,} rows"
     return f"{name} {size}" if output.comparison is None else f"{name} {size} ({output.comparison})"
 
 

@@ -221,7 +221,7 @@ class PgLedger:
                         "state": manifest.state.value,
                         "manifest": manifest.to_json(),
                         "failure": _failure_json(manifest.failure),
-                        "rows_out": sum(each.rows or 0 for each in published if not each.quarantine),
+                        "rows_out": manifest.rows,
                         "decided_at": manifest.decided_at,
                     },
                 )

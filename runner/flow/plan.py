@@ -75,6 +75,5 @@ def _datasets(spec: JobSpec, output: EngineOutput) -> tuple[str, ...] | None:
 
 
 def _size(output: EngineOutput, files: list[FileRecord]) -> str:
-    mebibytes = sum(file.bytes for file in files) / 2**20
     rows = "" if output.rows is None else f"{output.rows:,} rows, "
-    return f"{rows}{len(files)} file{'s' if len(files) != 1 else ''}, {mebibytes:.1f} MiB"
+    return f"{rows}{len(files)} file{'s' if len(files) != 1 else ''}, {sum(file.bytes for file in files):,} bytes"

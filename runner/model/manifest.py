@@ -208,3 +208,9 @@ class Manifest(Strict):
     pins: tuple[Pin, ...] = ()
     outputs: tuple[OutputRecord, ...] = ()
     report: Report = Report()
+
+    @property
+    def rows(self) -> int | None:
+        """Rows that landed, quarantine aside; None where nothing that has rows did (files kept as they came)."""
+        counted = [each.rows for each in self.outputs if each.snapshot is not None and not each.quarantine]
+        return sum(rows for rows in counted if rows is not None) if any(rows is not None for rows in counted) else None

@@ -122,7 +122,7 @@ def _whole(text: str) -> int:
 
 
 def explain(exc: ValidationError, document: object = None) -> str:
-    """The first fault as `field: expected …, got …`, and how many more there are; one line, however long the input.
+    """The first fault as `field: expected …, got …`, and how many more fields have one; a line, however long the input.
 
     With the `document` that was parsed, the field is a path in it, without the marks that pydantic adds for unions.
     """
@@ -131,7 +131,9 @@ def explain(exc: ValidationError, document: object = None) -> str:
     field, expected = _field(fault, document), _expected(fault)
     # A rule over several fields names them itself.
     line = expected if field is None and fault["type"] == "value_error" else f"{field or 'the document'}: {expected}"
-    return line if len(faults) == 1 else f"{line} (and {len(faults) - 1} more)"
+    # A union reports a field once for each member, and a list that loses a bad item may be reported as too short.
+    others = {_field(each, document) for each in faults if each["loc"] != fault["loc"][: len(each["loc"])]} - {field}
+    return f"{line} (and {len(others)} more)" if others else line
 
 
 def _field(fault: Any, document: object) -> str | None:

@@ -39,7 +39,7 @@ _WORK: dict[str, dict[str, Any]] = {
 }
 
 
-def spec_document(stage: str = "transform", **given: Any) -> dict[str, Any]:
+def spec_document(stage: str = "transform", /, **given: Any) -> dict[str, Any]:
     """A valid job spec of `stage` as JSON has it, with what a test cares about in its place."""
     return {
         "spec_version": 1,
@@ -54,7 +54,7 @@ def spec_document(stage: str = "transform", **given: Any) -> dict[str, Any]:
     }
 
 
-def job_spec(stage: str = "transform", **given: Any) -> JobSpec:
+def job_spec(stage: str = "transform", /, **given: Any) -> JobSpec:
     return parse_spec(json.dumps(spec_document(stage, **given)))
 
 

@@ -521,12 +521,7 @@ def _row(run: _Run) -> RunRow:
         started_at=run.started_at,
         decided_at=manifest.decided_at if manifest else None,
         failure=manifest.failure if manifest else None,
-        rows=_rows(manifest) if manifest else None,
+        rows=manifest.rows if manifest else None,
         commit=spec.logic.commit,
         pipeline_run=spec.pipeline_run,
     )
-
-
-def _rows(manifest: Manifest) -> int:
-    landed = (each for each in manifest.outputs if each.snapshot is not None and not each.quarantine)
-    return sum(each.rows or 0 for each in landed)

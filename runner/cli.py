@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from runner.model.manifest import TERMINAL, Manifest, State
 from runner.model.names import manifest_key
 from runner.model.policy import exit_code
 from runner.model.spec import JobSpec, Stage
-from runner.ports import Edge, RunRow
+from runner.ports import RunRow
 from runner.worker import Lost, Outcome
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
@@ -184,7 +185,8 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
 def submit(
     context: typer.Context,
     spec: Annotated[Path | None, typer.Argument(help="A job spec as JSON; - for standard input.")] = None,
-    pipeline: Annotated[str | None, typer.Option(help="Submit the first stages of this pipeline instead.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="Take the spec from this pipeline file instead.")] = None,
+    task: Annotated[str | None, typer.Option(help="Which of the pipeline's tasks.")] = None,
     ref: Annotated[str, typer.Option(help="Branch, tag or commit of the logic.")] = "main",
     repo: Repo = None,
     logic_path: LogicPath = ".",
@@ -192,21 +194,23 @@ def submit(
     logical_time: Annotated[datetime | None, typer.Option(help="What time the data is for (UTC).")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store a job spec, or a pipeline's, and queue it. Prints the run ids."""
+    """Store a job spec, or one task of a pipeline, and queue it. Prints the run id.
+
+    A whole pipeline in its order is `runner run-pipeline`.
+    """
     app = _app(context)
     if (spec is None) == (pipeline is None):
         raise SpecError("submit: expected a SPEC file or --pipeline NAME, got " + ("both" if spec else "neither"))
     if spec is not None:
-        specs = [app.client.read_spec(_read(spec), what=str(spec))]
+        made = app.client.read_spec(_read(spec), what=str(spec))
     else:
         specs = _pipeline_specs(app, str(pipeline), repo, ref, logic_path, param, logical_time)
-    for each in specs:
-        app.client.submit(each)
+        made = _task_of(specs, task)
+    app.client.submit(made)
     if as_json:
-        terminal.print_json([_spec_row(each) for each in specs])
+        terminal.print_json(_spec_row(made))
     else:
-        for each in specs:
-            terminal.say(f"{each.run_id}  {each.pipeline}/{each.task} ({each.stage.value}) at {each.logic.commit[:12]}")
+        terminal.say(f"{made.run_id}  {made.pipeline}/{made.task} ({made.stage.value}) at {made.logic.commit[:12]}")
 
 
 @cli.command("run-pipeline")
@@ -225,7 +229,7 @@ def run_pipeline(
     specs = _pipeline_specs(app, name, repo, ref, logic_path, param, logical_time)
     ended = _run_in_order(app, specs, quiet=as_json)
     if as_json:
-        terminal.print_json([row_json(row) for row in _rows_of(app, [each.run_id for each in ended])])
+        terminal.print_json([asdict(row) for row in _rows_of(app, [each.run_id for each in ended])])
     _fail_if_any(ended)
 
 
@@ -242,11 +246,11 @@ def work(
     With one job (--spec, or --max-jobs 1) the exit code is the job's; else 0 if all succeeded, 1 if one failed.
     """
     app = _app(context)
+    if spec is not None:
+        raise typer.Exit(_run_one(app, stage, app.client.read_spec(_read(spec), what=str(spec))))
     worker = app.worker()
+    ended = []
     with worker.stops_on_sigterm():
-        if spec is not None:
-            raise typer.Exit(_run_one(app, stage, app.client.read_spec(_read(spec), what=str(spec))))
-        ended = []
         for outcome in worker.work(stage, max_jobs=max_jobs, idle_timeout_s=idle_timeout):
             _report(outcome)
             ended.append(_code(outcome))
@@ -259,14 +263,11 @@ def _run_one(app: App, stage: Stage, spec: JobSpec) -> int:
     """A spec at hand takes the same way as one from the queue; the queue just has no say in when."""
     if spec.stage is not stage:
         raise SpecError(f"stage: expected a spec for {stage.value}, got one for {spec.stage.value}", subject="stage")
-    app.client.submit(spec)
-    worker = app.worker()
-    while True:
-        for outcome in worker.work(stage, max_jobs=1, idle_timeout_s=1.0):
-            _report(outcome)
-        manifest = app.client.manifest(spec.run_id)
-        if manifest is not None:
-            return exit_code(manifest.failure)
+    (manifest,) = _run_in_order(app, [spec], quiet=True, show_log=True) or (None,)
+    if manifest is None:
+        return 75
+    _report(manifest)
+    return exit_code(manifest.failure)
 
 
 @cli.command()
@@ -285,7 +286,7 @@ def rerun(
     spec = app.client.rerun(app.client.find(run), publish=publish, latest_inputs=latest_inputs)
     ended = _run_in_order(app, [spec], quiet=as_json)
     if as_json:
-        terminal.print_json([output.model_dump(mode="json", by_alias=True) for output in ended[0].outputs])
+        terminal.print_json(ended[0].outputs)
     else:
         for output in ended[0].outputs:
             style = {"identical": "green", "different": "red"}.get(str(output.comparison), "yellow")
@@ -308,7 +309,7 @@ def runs(
     """List runs, newest first."""
     rows = _app(context).ledger.runs(limit=limit, pipeline=pipeline, stage=stage, state=state)
     if as_json:
-        terminal.print_json([row_json(row) for row in rows])
+        terminal.print_json([asdict(row) for row in rows])
     else:
         terminal.runs_table(rows)
 
@@ -321,7 +322,7 @@ def show(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
     manifest = app.client.manifest(run_id)
     row = app.ledger.run(run_id)
     if as_json:
-        terminal.print_json(manifest.model_dump(mode="json", by_alias=True) if manifest else row and row_json(row))
+        terminal.print_json(manifest or (row and asdict(row)))
         return
     if manifest is None:
         terminal.runs_table([row] if row else [])
@@ -361,7 +362,7 @@ def spec(context: typer.Context, run: RunId) -> None:
     app = _app(context)
     stored = app.ledger.spec(app.client.find(run))
     if stored is not None:
-        terminal.print_json(stored.model_dump(mode="json", by_alias=True))
+        terminal.print_json(stored)
 
 
 @cli.command()
@@ -399,6 +400,17 @@ def migrate(context: typer.Context, as_json: AsJson = False) -> None:
 # ---------------------------------------------------------------- what commands share
 
 
+def _task_of(specs: list[JobSpec], task: str | None) -> JobSpec:
+    for spec in specs:
+        if spec.task == task or (task is None and len(specs) == 1):
+            return spec
+    tasks = ", ".join(spec.task for spec in specs)
+    raise SpecError(
+        f"--task: expected one of {tasks}, got {task or 'none'}",
+        hint=f"runner run-pipeline {specs[0].pipeline} runs all of them, each when its inputs are made",
+    )
+
+
 def _pipeline_specs(
     app: App,
     name: str,
@@ -423,12 +435,13 @@ def _pipeline_specs(
     return app.client.pipeline_specs(name, repo=address, ref=ref, path=path, params=given, logical_time=at)
 
 
-def _run_in_order(app: App, specs: list[JobSpec], *, quiet: bool = False) -> list[Manifest]:
+def _run_in_order(app: App, specs: list[JobSpec], *, quiet: bool = False, show_log: bool = False) -> list[Manifest]:
     from runner.sequence import run_in_order
 
     ended = []
     with terminal.progress(not quiet) as status:
-        _only_warnings()
+        if not show_log:
+            _only_warnings()
         worker = app.worker()
         started: Callable[[JobSpec], None] = (
             (lambda spec: status.update(f"{spec.task} …")) if status else (lambda _: None)
@@ -438,6 +451,9 @@ def _run_in_order(app: App, specs: list[JobSpec], *, quiet: bool = False) -> lis
                 ended.append(manifest)
                 if not quiet:
                     terminal.run_line(manifest)
+    if worker.stopping:
+        terminal.err.print("stopped: what was at work is back in its queue; runner runs shows it")
+        raise typer.Exit(75)
     return ended
 
 
@@ -487,34 +503,8 @@ def _rows_of(app: App, run_ids: list[UUID]) -> list[RunRow]:
     return [row for row in (app.ledger.run(run_id) for run_id in run_ids) if row]
 
 
-def row_json(row: RunRow) -> dict[str, Any]:
-    """A run as `runs --json` lists it; `runner show RUN --json` is its whole manifest."""
-    return {
-        "run_id": str(row.run_id),
-        "effect": str(row.effect),
-        "pipeline": row.pipeline,
-        "pipeline_run": row.pipeline_run and str(row.pipeline_run),
-        "task": row.task,
-        "stage": row.stage.value,
-        "state": row.state.value,
-        "attempt": row.attempt,
-        "max_attempts": row.max_attempts,
-        "commit": row.commit,
-        "rows": row.rows,
-        "logical_time": row.logical_time.isoformat(),
-        "submitted_at": row.submitted_at.isoformat(),
-        "started_at": row.started_at and row.started_at.isoformat(),
-        "decided_at": row.decided_at and row.decided_at.isoformat(),
-        "failure": row.failure and row.failure.model_dump(mode="json"),
-    }
-
-
 def _spec_row(spec: JobSpec) -> dict[str, str]:
     return {"run_id": str(spec.run_id), "task": spec.task, "stage": spec.stage.value, "commit": spec.logic.commit}
-
-
-def _edge_json(edge: Edge) -> dict[str, Any]:
-    return {name: getattr(edge, name) for name in Edge.__dataclass_fields__}
 
 
 def _print_lineage(
@@ -532,7 +522,7 @@ def _print_lineage(
         )
     found = app.ledger.upstream(dataset, at) if direction == "upstream" else app.ledger.downstream(dataset, at)
     if output_format == "json":
-        terminal.print_json({"dataset": dataset, "snapshot": at, "edges": [_edge_json(edge) for edge in found]})
+        terminal.print_json({"dataset": dataset, "snapshot": at, "edges": [asdict(edge) for edge in found]})
     elif output_format == "mermaid":
         terminal.say(mermaid(found))
     else:

@@ -16,21 +16,27 @@ POLL_S = 1.0
 def run_in_order(
     specs: Sequence[JobSpec], client: Client, worker: Worker, *, started: Callable[[JobSpec], None]
 ) -> Iterator[Manifest]:
-    """Submit and carry each spec to its end; stops after the first that does not succeed."""
+    """Submit and carry each spec to its end; stops after the first that does not succeed, or when told to."""
     for spec in specs:
         client.submit(spec)
         started(spec)
         manifest = _carry(spec, client, worker)
+        if manifest is None:
+            return
         yield manifest
         if manifest.state is not State.SUCCEEDED:
             return
 
 
-def _carry(spec: JobSpec, client: Client, worker: Worker) -> Manifest:
-    """Work on the stage's queue until this run is over. Other runs' messages that come first are worked on too."""
-    while True:
+def _carry(spec: JobSpec, client: Client, worker: Worker) -> Manifest | None:
+    """Work on the stage's queue until this run is over. Other runs' messages that come first are worked on too.
+
+    None where the worker was told to stop before.
+    """
+    while not worker.stopping:
         for _ in worker.work(spec.stage, max_jobs=1, idle_timeout_s=POLL_S):
             pass
         manifest = client.manifest(spec.run_id)
         if manifest is not None:
             return manifest
+    return None

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.filesize import decimal
 from rich.status import Status
@@ -51,7 +52,13 @@ def short(run_id: UUID) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, and nothing else there."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))  # noqa: T201 - machine output
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=_jsonable))  # noqa: T201 - machine output
+
+
+def _jsonable(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", by_alias=True)
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def say(message: str, *, style: str = "") -> None:

@@ -42,7 +42,8 @@ class Worker:
         self._ports = ports
         self._queue = queue
         self._heartbeat_s = heartbeat_s
-        self._stopping = False
+        self.stopping = False
+        """True once a signal asked to stop: no further job is taken."""
         self._at_work = False
 
     @contextmanager
@@ -51,7 +52,7 @@ class Worker:
 
         def stop(signum: int, _: FrameType | None) -> None:
             logger.warning("told to stop by %s", signal.Signals(signum).name)
-            self._stopping = True
+            self.stopping = True
             if self._at_work:
                 raise HandedBack
 
@@ -65,7 +66,7 @@ class Worker:
     def work(self, stage: Stage, *, max_jobs: int | None, idle_timeout_s: float | None) -> Iterator[Outcome]:
         """Jobs of `stage` until `max_jobs` have been taken, the queue was empty for so long, or SIGTERM came."""
         taken, idle_s = 0, 0.0
-        while not self._stopping and (max_jobs is None or taken < max_jobs):
+        while not self.stopping and (max_jobs is None or taken < max_jobs):
             wait_s = LONGEST_POLL_S if idle_timeout_s is None else min(LONGEST_POLL_S, idle_timeout_s - idle_s)
             delivery = self._queue.receive(stage, wait_s=max(0.0, wait_s))
             if delivery is None:

@@ -133,7 +133,7 @@ class TestAtTheDoor:
         assert "nowhere" in done.stderr
         document["logic"]["commit"] = "main"
         (site.folder / "good.json").write_text(json.dumps(document))
-        (submitted,) = site.json("submit", "good.json")
+        submitted = site.json("submit", "good.json")
         assert submitted["commit"] == good_commit
         assert site.run("work", "query", "--max-jobs", "1").returncode == 0
 

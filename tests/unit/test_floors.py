@@ -75,7 +75,7 @@ LOADED_BY_DBT = "runner.engines.dbt_plugin"
 class Import:
     line: int
     name: str
-    """The module that is imported, as far as it is one of ours; else the whole dotted name."""
+    """The module that is imported, or whose content is."""
     at_import: bool
     """True where it runs when the importing module is imported, types and their checks aside."""
     for_types: bool
@@ -89,7 +89,7 @@ class Module:
 
     @property
     def room(self) -> str:
-        return (self.name.split(".") + [""])[1]
+        return room_of(self.name)
 
     @property
     def tree(self) -> ast.Module:
@@ -122,16 +122,22 @@ def imports(module: Module, known: frozenset[str] = NAMES) -> Iterator[Import]:
                 whole = f"{node.module}.{alias.name}"
                 yield Import(node.lineno, whole if whole in known else str(node.module), at_import, for_types)
         elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            for child in node.body:
-                yield from walk(child, False, True)
-            for child in node.orelse:
-                yield from walk(child, at_import, for_types)
+            for each in node.body:
+                yield from walk(each, False, True)
+            for each in node.orelse:
+                yield from walk(each, at_import, for_types)
         else:
             inside = at_import and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             for child in ast.iter_child_nodes(node):
                 yield from walk(child, inside, for_types)
 
     yield from walk(module.tree, True, False)
+
+
+def room_of(module: str) -> str:
+    """`adapters` for runner.adapters.aws; nothing for the package itself, and for other people's modules."""
+    first, _, rest = module.partition(".")
+    return rest.partition(".")[0] if first == "runner" else ""
 
 
 def floor_of(room: str) -> int:
@@ -143,8 +149,8 @@ def floor_of(room: str) -> int:
 
 def points_up(module: Module) -> Iterator[str]:
     for each in imports(module):
-        room = (each.name.split(".") + [""])[1]
-        if each.name.split(".")[0] != "runner" or room in ("", module.room) or module.room == "":
+        room = room_of(each.name)
+        if "" in (room, module.room) or room == module.room:
             continue
         if floor_of(room) <= floor_of(module.room) and (module.room, room) not in BESIDE:
             yield f"{module.file}:{each.line}: {module.room} imports {each.name}, which is not below it"
@@ -152,8 +158,8 @@ def points_up(module: Module) -> Iterator[str]:
 
 def comes_too_close(module: Module) -> Iterator[str]:
     for each in imports(module):
-        why = APART.get((module.room, (each.name.split(".") + [""])[1]))
-        if each.name.startswith("runner.") and why:
+        why = APART.get((module.room, room_of(each.name)))
+        if why:
             yield f"{module.file}:{each.line}: imports {each.name}; {why}"
 
 
@@ -185,17 +191,16 @@ def imports_too_early(module: Module) -> Iterator[str]:
 def reads_the_environment(module: Module) -> Iterator[str]:
     if module.name == "runner.config":
         return
+    why = "settings are read in runner/config.py and passed on"
     forbidden = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
     for node in ast.walk(module.tree):
-        named = (
-            {node.attr}
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
-            else {alias.name for alias in node.names}
-            if isinstance(node, ast.ImportFrom) and node.module == "os"
-            else set()
-        )
-        for name in sorted(named & forbidden):
-            yield f"{module.file}:{node.lineno}: os.{name}; settings are read in runner/config.py and passed on"
+        match node:
+            case ast.Attribute(value=ast.Name(id="os"), attr=name, lineno=line) if name in forbidden:
+                yield f"{module.file}:{line}: os.{name}; {why}"
+            case ast.ImportFrom(module="os", names=names, lineno=line):
+                for alias in names:
+                    if alias.name in forbidden:
+                        yield f"{module.file}:{line}: os.{alias.name}; {why}"
 
 
 def has_no_floor(module: Module) -> Iterator[str]:

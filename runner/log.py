@@ -42,7 +42,7 @@ class PlainText(logging.Formatter):
         task = str(_RUN.get().get("task", "runner"))
         mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         line = f"{at}  {task:<16} {mark}{printable(record.getMessage())}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        return f"{line}\n{printable(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
 def printable(text: str) -> str:
@@ -63,7 +63,8 @@ def configure(log_format: Literal["auto", "json", "text"], *, level: int = loggi
 @contextmanager
 def bound_to_run(path: Path, **fields: object) -> Iterator[None]:
     """Within: every line carries `fields`, and goes to the run's own log at `path` too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    # What UTF-8 cannot hold (half a surrogate pair, from a file's name) is written as JSON would escape it.
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(JsonLines())
     token = _RUN.set(fields)
     # The worker runs one job at a time, so the run's log may listen to the whole product.

@@ -1,0 +1,139 @@
+"""Commands that read: runs, show, logs, spec, lineage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated, Literal
+
+import typer
+
+from runner import terminal
+from runner.app import App
+from runner.cli.options import AsJson, RunId, app_of
+from runner.model.errors import SpecError
+from runner.model.lineage import mermaid, tree
+from runner.model.manifest import TERMINAL, Manifest, State
+from runner.model.names import manifest_key
+from runner.model.spec import Stage
+
+commands = typer.Typer()
+
+
+@commands.command()
+def runs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")] = 20,
+    pipeline: Annotated[str | None, typer.Option(help="Of this pipeline only.")] = None,
+    stage: Annotated[Stage | None, typer.Option(help="Of this stage only.")] = None,
+    state: Annotated[State | None, typer.Option(help="In this state only.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, newest first."""
+    rows = app_of(context).ledger.runs(limit=limit, pipeline=pipeline, stage=stage, state=state)
+    if as_json:
+        terminal.print_json([asdict(row) for row in rows])
+    else:
+        terminal.runs_table(rows)
+
+
+@commands.command()
+def show(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
+    """Show a run: its manifest once it is over; why it failed, with the end of its log."""
+    app = app_of(context)
+    run_id = app.client.find(run)
+    manifest = app.client.manifest(run_id)
+    row = app.ledger.run(run_id)
+    if as_json:
+        terminal.print_json(manifest or (row and asdict(row)))
+        return
+    if manifest is None:
+        terminal.runs_table([row] if row else [])
+        return
+    terminal.show_manifest(manifest)
+    if manifest.failure:
+        _explain_failure(app, manifest)
+    terminal.say(f"manifest {app.objects.uri(manifest_key(run_id))}", style="dim")
+
+
+@commands.command()
+def logs(
+    context: typer.Context,
+    run: RunId,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's log, all attempts."""
+    app = app_of(context)
+    run_id = app.client.find(run)
+    printed = 0
+    while True:
+        row = app.ledger.run(run_id)
+        over = row is None or row.state in TERMINAL
+        lines = list(app.client.log(run_id))
+        for line in lines[printed:]:
+            terminal.print_json(line) if as_json else terminal.print_log_line(line)
+        printed = len(lines)
+        if over or not follow:
+            return
+        time.sleep(1.0)
+
+
+@commands.command()
+def spec(context: typer.Context, run: RunId) -> None:
+    """Print a run's job spec as it was stored: `runner spec RUN > spec.json`."""
+    app = app_of(context)
+    stored = app.ledger.spec(app.client.find(run))
+    if stored is not None:
+        terminal.print_json(stored)
+
+
+@commands.command()
+def lineage(
+    context: typer.Context,
+    dataset: Annotated[str, typer.Argument(help="A dataset, or one of its snapshots: marts.delays@123.")],
+    downstream: Annotated[bool, typer.Option("--downstream", help="What was made of it.")] = False,
+    upstream: Annotated[bool, typer.Option("--upstream", help="What it was made of [default].")] = False,
+    output_format: Annotated[str, typer.Option("--format", help="tree, json or mermaid.")] = "tree",
+    as_json: AsJson = False,
+) -> None:
+    """Say which runs, commits and snapshots a dataset's newest snapshot comes from, down to the source."""
+    if downstream and upstream:
+        raise SpecError("lineage: expected --upstream or --downstream, got both")
+    if output_format not in ("tree", "json", "mermaid"):
+        raise SpecError(f"--format: expected tree, json or mermaid, got {output_format!r}")
+    name, _, snapshot = dataset.partition("@")
+    direction: Literal["upstream", "downstream"] = "downstream" if downstream else "upstream"
+    print_lineage(app_of(context), name, snapshot or None, direction, "json" if as_json else output_format)
+
+
+def _explain_failure(app: App, manifest: Manifest) -> None:
+    if manifest.failure is None:
+        return
+    terminal.print_failure(manifest.failure, label="failed")
+    lines = list(app.client.log(manifest.run_id))
+    terminal.say(f"the end of its log ({len(lines)} lines; runner logs {manifest.run_id}):", style="bold")
+    for line in lines[-15:]:
+        terminal.print_log_line(line)
+
+
+def print_lineage(
+    app: App,
+    dataset: str,
+    snapshot: str | None,
+    direction: Literal["upstream", "downstream"],
+    output_format: str,
+) -> None:
+    at = snapshot or app.ledger.newest(dataset)
+    if at is None:
+        raise SpecError(
+            f"lineage of {dataset}: expected a dataset that a run published, got none",
+            hint="runner runs shows what ran",
+        )
+    found = app.ledger.upstream(dataset, at) if direction == "upstream" else app.ledger.downstream(dataset, at)
+    if output_format == "json":
+        terminal.print_json({"dataset": dataset, "snapshot": at, "edges": [asdict(edge) for edge in found]})
+    elif output_format == "mermaid":
+        terminal.say(mermaid(found))
+    else:
+        terminal.lineage_tree(tree(found, dataset, at, direction=direction))

@@ -1,0 +1,250 @@
+"""Commands that make runs: submit, run-pipeline, work, rerun."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+
+from runner import terminal
+from runner.app import App
+from runner.cli.options import AsJson, RunId, app_of
+from runner.flow.waiting import Waiting
+from runner.model.errors import Failure, SpecError
+from runner.model.manifest import Manifest
+from runner.model.policy import exit_code
+from runner.model.spec import JobSpec, Stage
+from runner.ports import RunRow
+from runner.worker import Lost, Outcome
+
+commands = typer.Typer()
+
+Params = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="A pipeline parameter.")]
+Repo = Annotated[str | None, typer.Option(help="The logic repository's URL [default: RUNNER_LOGIC_REPO].")]
+LogicPath = Annotated[str, typer.Option("--logic-path", help="The folder in the repository that the logic is in.")]
+
+
+@commands.command()
+def submit(
+    context: typer.Context,
+    spec: Annotated[Path | None, typer.Argument(help="A job spec as JSON; - for standard input.")] = None,
+    pipeline: Annotated[str | None, typer.Option(help="Take the spec from this pipeline file instead.")] = None,
+    task: Annotated[str | None, typer.Option(help="Which of the pipeline's tasks.")] = None,
+    ref: Annotated[str, typer.Option(help="Branch, tag or commit of the logic.")] = "main",
+    repo: Repo = None,
+    logic_path: LogicPath = ".",
+    param: Params = None,
+    logical_time: Annotated[datetime | None, typer.Option(help="What time the data is for (UTC).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store a job spec, or one task of a pipeline, and queue it. Prints the run id.
+
+    A whole pipeline in its order is `runner run-pipeline`.
+    """
+    app = app_of(context)
+    if (spec is None) == (pipeline is None):
+        raise SpecError("submit: expected a SPEC file or --pipeline NAME, got " + ("both" if spec else "neither"))
+    if spec is not None:
+        made = app.client.read_spec(_read(spec), what=str(spec))
+    else:
+        specs = _pipeline_specs(app, str(pipeline), repo, ref, logic_path, param, logical_time)
+        made = _task_of(specs, task)
+    app.client.submit(made)
+    if as_json:
+        terminal.print_json(_spec_row(made))
+    else:
+        terminal.say(f"{made.run_id}  {made.pipeline}/{made.task} ({made.stage.value}) at {made.logic.commit[:12]}")
+
+
+@commands.command("run-pipeline")
+def run_pipeline(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The pipeline: pipelines/NAME.yaml in the logic repository.")],
+    ref: Annotated[str, typer.Option(help="Branch, tag or commit of the logic.")] = "main",
+    repo: Repo = None,
+    logic_path: LogicPath = ".",
+    param: Params = None,
+    logical_time: Annotated[datetime | None, typer.Option(help="What time the data is for (UTC).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run all stages of a pipeline here, in order, through their queues."""
+    app = app_of(context)
+    specs = _pipeline_specs(app, name, repo, ref, logic_path, param, logical_time)
+    ended = run_to_the_end(app, specs, quiet=as_json)
+    if as_json:
+        terminal.print_json([asdict(row) for row in _rows_of(app, [each.run_id for each in ended])])
+    exit_if_failed(ended)
+
+
+@commands.command()
+def work(
+    context: typer.Context,
+    stage: Annotated[Stage, typer.Argument(help="Which stage's queue to work on.")],
+    max_jobs: Annotated[int | None, typer.Option(min=1, help="Stop after so many jobs.")] = None,
+    idle_timeout: Annotated[float | None, typer.Option(min=0, help="Stop after so many seconds without a job.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="Run this spec now, instead of taking jobs from the queue.")] = None,
+) -> None:
+    """Take jobs of one stage and run them: the entry point of a stage's image.
+
+    With one job (--spec, or --max-jobs 1) the exit code is the job's; else 0 if all succeeded, 1 if one failed.
+    """
+    app = app_of(context)
+    if spec is not None:
+        raise typer.Exit(_run_one(app, stage, app.client.read_spec(_read(spec), what=str(spec))))
+    worker = app.worker()
+    ended = []
+    with worker.stops_on_sigterm():
+        for outcome in worker.work(stage, max_jobs=max_jobs, idle_timeout_s=idle_timeout):
+            _report(outcome)
+            ended.append(_code(outcome))
+    if len(ended) == 1 or 75 in ended:
+        raise typer.Exit(75 if 75 in ended else ended[0])
+    raise typer.Exit(1 if any(ended) else 0)
+
+
+def _run_one(app: App, stage: Stage, spec: JobSpec) -> int:
+    """A spec at hand takes the same way as one from the queue; the queue just has no say in when."""
+    if spec.stage is not stage:
+        raise SpecError(f"stage: expected a spec for {stage.value}, got one for {spec.stage.value}", subject="stage")
+    (manifest,) = run_to_the_end(app, [spec], quiet=True, show_log=True) or (None,)
+    if manifest is None:
+        return 75
+    _report(manifest)
+    return exit_code(manifest.failure)
+
+
+@commands.command()
+def rerun(
+    context: typer.Context,
+    run: RunId,
+    publish: Annotated[bool, typer.Option(help="Publish to the tables, not to a branch beside them.")] = False,
+    latest_inputs: Annotated[bool, typer.Option(help="Read the newest snapshots, not the ones it read.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a stored spec again, the same commit on the same snapshots, and say of each output if it came out identical.
+
+    Published tables stay as they are unless --publish is given.
+    """
+    app = app_of(context)
+    spec = app.client.rerun(app.client.find(run), publish=publish, latest_inputs=latest_inputs)
+    ended = run_to_the_end(app, [spec], quiet=as_json)
+    if as_json:
+        terminal.print_json(ended[0].outputs)
+    else:
+        for output in ended[0].outputs:
+            style = {"identical": "green", "different": "red"}.get(str(output.comparison), "yellow")
+            terminal.say(f"{output.dataset}: {output.comparison or 'not made by the run it repeats'}", style=style)
+    exit_if_failed(ended)
+
+
+def _task_of(specs: list[JobSpec], task: str | None) -> JobSpec:
+    for spec in specs:
+        if spec.task == task or (task is None and len(specs) == 1):
+            return spec
+    tasks = ", ".join(spec.task for spec in specs)
+    raise SpecError(
+        f"--task: expected one of {tasks}, got {task or 'none'}",
+        hint=f"runner run-pipeline {specs[0].pipeline} runs all of them, each when its inputs are made",
+    )
+
+
+def _pipeline_specs(
+    app: App,
+    name: str,
+    repo: str | None,
+    ref: str,
+    path: str,
+    params: Iterable[str] | None,
+    logical_time: datetime | None,
+) -> list[JobSpec]:
+    address = repo or app.settings.logic_repo
+    if address is None:
+        raise SpecError(
+            "--repo: expected a logic repository, got none", hint="set RUNNER_LOGIC_REPO, or give --repo URL"
+        )
+    given: dict[str, str] = {}
+    for each in params or ():
+        key, equals, value = each.partition("=")
+        if not equals:
+            raise SpecError(f"--param: expected NAME=VALUE, got {each!r}")
+        given[key] = value
+    at = logical_time and logical_time.replace(tzinfo=logical_time.tzinfo or UTC)
+    return app.client.pipeline_specs(name, repo=address, ref=ref, path=path, params=given, logical_time=at)
+
+
+def run_to_the_end(app: App, specs: list[JobSpec], *, quiet: bool = False, show_log: bool = False) -> list[Manifest]:
+    from runner.sequence import run_in_order
+
+    ended = []
+    with terminal.progress(not quiet) as status:
+        if not show_log:
+            _only_warnings()
+        worker = app.worker()
+        started: Callable[[JobSpec], None] = (
+            (lambda spec: status.update(f"{spec.task} …")) if status else (lambda _: None)
+        )
+        with worker.stops_on_sigterm():
+            for manifest in run_in_order(specs, app.client, worker, started=started):
+                ended.append(manifest)
+                if not quiet:
+                    terminal.run_line(manifest)
+    if worker.stopping:
+        terminal.err.print("stopped: what was at work is back in its queue; runner runs shows it")
+        raise typer.Exit(75)
+    return ended
+
+
+def _only_warnings() -> None:
+    """The run's own log has every line; here a line a run is what people want, unless they asked for more."""
+    for handler in logging.getLogger("runner").handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.level == logging.INFO:
+            handler.setLevel(logging.CRITICAL)
+
+
+def exit_if_failed(ended: list[Manifest]) -> None:
+    for manifest in ended:
+        if manifest.failure:
+            terminal.print_failure(manifest.failure, label=f"{manifest.spec.task} failed")
+            terminal.err.print(f"  runner show {terminal.short(manifest.run_id)}")
+            raise typer.Exit(exit_code(manifest.failure))
+
+
+def _report(outcome: Outcome) -> None:
+    if isinstance(outcome, Manifest) and outcome.failure:
+        terminal.print_failure(outcome.failure, label=f"{outcome.spec.task} failed")
+    elif isinstance(outcome, Failure):
+        terminal.print_failure(outcome, label="refused")
+
+
+def _code(outcome: Outcome) -> int:
+    match outcome:
+        case Manifest():
+            return exit_code(outcome.failure)
+        case Failure():
+            return exit_code(outcome)
+        case Waiting() | Lost():
+            return 75
+
+
+def _rows_of(app: App, run_ids: list[UUID]) -> list[RunRow]:
+    return [row for row in (app.ledger.run(run_id) for run_id in run_ids) if row]
+
+
+def _spec_row(spec: JobSpec) -> dict[str, str]:
+    return {"run_id": str(spec.run_id), "task": spec.task, "stage": spec.stage.value, "commit": spec.logic.commit}
+
+
+def _read(path: Path) -> bytes:
+    if str(path) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise SpecError(f"{path}: expected a file to read, got {exc.strerror}") from exc

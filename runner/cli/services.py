@@ -1,0 +1,117 @@
+"""Commands for what must be there: demo, up, down, doctor, ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from runner import terminal
+from runner.app import App
+from runner.cli.looking import print_lineage
+from runner.cli.options import AsJson, app_of, settings_of
+from runner.cli.running import exit_if_failed, run_to_the_end
+from runner.config import process_environment
+from runner.embedded.services import Endpoints
+from runner.model.errors import SpecError
+from runner.model.spec import Stage
+
+commands = typer.Typer()
+ledger_commands = typer.Typer(help="The ledger: the record of runs in Postgres.", no_args_is_help=True)
+
+
+@commands.command()
+def demo(context: typer.Context) -> None:
+    """Run the sample pipeline on the embedded services, from nothing to a lineage tree."""
+    from runner.embedded.demo import DATA_PACKAGE, MART, PIPELINE, prepare_demo
+
+    app, endpoints = _up(context)
+    repo = prepare_demo(endpoints, sample=Path("dbt"), git_env=process_environment())
+    portal = f"{endpoints.portal_url}/{DATA_PACKAGE}"
+    terminal.say(f"logic   {repo}, branch main\ndata    {portal}/\n")
+    specs = app.client.pipeline_specs(PIPELINE, repo=repo, ref="main", params={"portal": portal})
+    ended = run_to_the_end(app, specs)
+    terminal.say("\nThe runs, as the ledger has them (runner runs):\n", style="bold")
+    terminal.runs_table(app.client.ledger.runs(limit=len(specs), pipeline_run=specs[0].pipeline_run))
+    exit_if_failed(ended)
+    transform = next(manifest for manifest in ended if manifest.spec.stage is Stage.TRANSFORM)
+    terminal.say(f"\nWhere {MART} comes from (runner lineage {MART}):\n", style="bold")
+    print_lineage(app, MART, None, "upstream", "tree")
+    terminal.say("\nWhat to type next:\n", style="bold")
+    short = terminal.short(transform.run_id)
+    for command, why in (
+        (f"runner show {short}", "the run's manifest: commit, inputs, outputs, checks"),
+        (f"runner rerun {short}", "the same run again, from its record, and whether it comes out identical"),
+        ("runner lineage marts.delays_by_route --format mermaid", "the same graph for a document"),
+        ("runner down", "stop the embedded services; .runner keeps their state"),
+    ):
+        terminal.say(f"  .venv/bin/{command:<56} {why}")
+
+
+@commands.command()
+def up(context: typer.Context, as_json: AsJson = False) -> None:
+    """Start the embedded services: PostgreSQL, an AWS emulator and a portal, as processes under .runner."""
+    _, endpoints = _up(context)
+    if as_json:
+        terminal.print_json({"aws_endpoint_url": endpoints.aws_endpoint_url, "portal_url": endpoints.portal_url})
+    else:
+        terminal.say(f"up: AWS emulator {endpoints.aws_endpoint_url}, portal {endpoints.portal_url}, PostgreSQL")
+
+
+def _up(context: typer.Context) -> tuple[App, Endpoints]:
+    from runner.embedded.services import up as start
+
+    settings = settings_of(context)
+    if not settings.embedded:
+        raise SpecError(
+            "RUNNER_LEDGER_URL: expected it unset for the embedded services, got one",
+            hint="unset RUNNER_LEDGER_URL and AWS_ENDPOINT_URL, or use the services that they name",
+        )
+    endpoints = start(settings.home, emulator_bin=settings.emulator, progress=terminal.err.print)
+    app = App(settings)
+    app.prepare()
+    return app, endpoints
+
+
+@commands.command()
+def down(
+    context: typer.Context,
+    purge: Annotated[bool, typer.Option(help="Delete their data, too.")] = False,
+) -> None:
+    """Stop the embedded services. Their state is kept."""
+    from runner.embedded.services import down as stop
+
+    stop(settings_of(context).home, purge=purge)
+    terminal.say("down" + (", and their data is gone" if purge else "; runner up brings them back as they were"))
+
+
+@commands.command()
+def doctor(context: typer.Context, as_json: AsJson = False) -> None:
+    """Say what is missing here, and how to get it."""
+    from runner.doctor import examine
+
+    findings = list(examine(settings_of(context)))
+    if as_json:
+        terminal.print_json([finding.to_dict() for finding in findings])
+    else:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        for finding in findings:
+            mark = Text("ok", style="green") if finding.ok else Text("missing", style="red")
+            fix = "" if finding.ok or not finding.fix else f"→ {finding.fix}"
+            table.add_row(mark, finding.check, finding.found, Text(fix, style="bold"))
+        terminal.out.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@ledger_commands.command("migrate")
+def migrate(context: typer.Context, as_json: AsJson = False) -> None:
+    """Bring the ledger's tables up to this release. Safe to run again, and beside workers."""
+    applied = app_of(context).ledger.migrate()
+    if as_json:
+        terminal.print_json(applied)
+    else:
+        terminal.say(f"applied {', '.join(applied)}" if applied else "the ledger is up to date")

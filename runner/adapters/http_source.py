@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-import socket
 import ssl
 import time
 import zlib
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import httpcore
 import httpx
@@ -27,15 +26,15 @@ import stamina
 import stamina.instrumentation
 
 from runner import __version__
+from runner.adapters.http_network import CheckedNetwork, Deadline, Resolve, Transport, resolve_host, source_error
 from runner.model.errors import (
     DataError,
     InfrastructureError,
     RateLimitError,
-    RunnerError,
     SpecError,
     TransientError,
 )
-from runner.model.hosts import HostRules, literal
+from runner.model.hosts import HostRules
 from runner.model.manifest import Fingerprint, SourceRecord, Step
 from runner.model.messages import EngineFile, EngineOutput, EngineResult, Job, Progress
 from runner.model.spec import ExtractWork, Source
@@ -61,18 +60,10 @@ _HINTS = {
     410: "the server says that it is gone for good; its url is in the pipeline file, under work.sources",
 }
 
-Resolve = Callable[[str, int], Sequence[str]]
 Say = Callable[[Progress], None]
-Error = TypeVar("Error", bound=RunnerError)
 
 # Every failed try is a line of the run's log already; stamina's own would go to standard error beside it.
 stamina.instrumentation.set_on_retry_hooks(())
-
-
-def resolve_host(host: str, port: int) -> Sequence[str]:
-    """Every address of `host`, in the system's order of preference. Raises `OSError`."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(each[4][0]) for each in found))
 
 
 class HttpExtract:
@@ -117,7 +108,7 @@ class HttpExtract:
         sources = job.work.sources
         for source in sources:  # all of them, before the first byte of any
             self._require_allowed(_url(source), source)
-        deadline = _Deadline(job.resources.timeout_s)
+        deadline = Deadline(job.resources.timeout_s)
         fetched = [self._fetch(source, Path(job.scratch), deadline, say) for source in sources]
         datasets = {each.output.from_: each.output.dataset for each in job.outputs}
         result = EngineResult(
@@ -128,7 +119,7 @@ class HttpExtract:
         )
         return Execution(result=result, reads=None)
 
-    def _fetch(self, source: Source, scratch: Path, deadline: _Deadline, say: Say) -> _Fetched:
+    def _fetch(self, source: Source, scratch: Path, deadline: Deadline, say: Say) -> _Fetched:
         """One source, in as many tries as it takes and is allowed."""
         part = scratch / f"{source.name}.part"
         tries = itertools.count(1)
@@ -155,7 +146,7 @@ class HttpExtract:
         say(Progress(message=f"source {source.name}: {fetched.step.message}", done=fetched.bytes))
         return fetched
 
-    def _fetch_once(self, source: Source, part: Path, out: Path, deadline: _Deadline, say: Say) -> _Fetched:
+    def _fetch_once(self, source: Source, part: Path, out: Path, deadline: Deadline, say: Say) -> _Fetched:
         started = time.monotonic()
         url = _url(source)
         with self._client(source, deadline) as client, closing(self._open(client, url, source)) as response:
@@ -185,10 +176,10 @@ class HttpExtract:
             ),
         )
 
-    def _client(self, source: Source, deadline: _Deadline) -> httpx.Client:
+    def _client(self, source: Source, deadline: Deadline) -> httpx.Client:
         """One for each try: the addresses, connections and cookies that it comes to know end with it."""
-        network = _CheckedNetwork(self._network, self._allowed, self._resolve, source, deadline)
-        transport = _Transport(network, self._tls)
+        network = CheckedNetwork(self._network, self._allowed, self._resolve, source, deadline)
+        transport = Transport(network, self._tls)
         return httpx.Client(transport=transport, headers=_HEADERS, timeout=self._timeout, trust_env=False)
 
     def _open(self, client: httpx.Client, url: httpx.URL, source: Source) -> httpx.Response:
@@ -201,15 +192,15 @@ class HttpExtract:
                 return response
             response.close()
             request, redirected_by = response.next_request, request.url
-        raise _error(DataError, source, f"expected at most {MAX_REDIRECTS} redirects from {source.url}, got more")
+        raise source_error(DataError, source, f"expected at most {MAX_REDIRECTS} redirects from {source.url}, got more")
 
     def _require_allowed(self, url: httpx.URL, source: Source, redirected_by: httpx.URL | None = None) -> None:
         by = f", redirected by {redirected_by.host}" if redirected_by else ""
         schemes = ("https",) if redirected_by and redirected_by.scheme == "https" else ("http", "https")
         if url.scheme not in schemes:
-            raise _error(SpecError, source, f"expected {' or '.join(schemes)}, got {url.scheme}{by}")
+            raise source_error(SpecError, source, f"expected {' or '.join(schemes)}, got {url.scheme}{by}")
         if url.userinfo:  # the URL itself stays out of the message, and so out of log and manifest
-            raise _error(SpecError, source, f"expected a URL without user and password, got one with them{by}")
+            raise source_error(SpecError, source, f"expected a URL without user and password, got one with them{by}")
         what = f"source {source.name}{by}"
         self._allowed.require_host(url.raw_host.decode(), _port(url), what=what, subject=source.name)
 
@@ -222,13 +213,13 @@ class HttpExtract:
             message = f"expected 200 from {source.url}, got {got}{by}"
             wait_s = _retry_after_s(response.headers.get("retry-after"), self._clock.now())
             if status == httpx.codes.TOO_MANY_REQUESTS:
-                raise _error(RateLimitError, source, message, retry_after_s=wait_s)
+                raise source_error(RateLimitError, source, message, retry_after_s=wait_s)
             if status >= 500 or status == httpx.codes.REQUEST_TIMEOUT:
-                raise _error(TransientError, source, message, retry_after_s=wait_s)
-            raise _error(DataError, source, message, hint=_HINTS.get(status))
+                raise source_error(TransientError, source, message, retry_after_s=wait_s)
+            raise source_error(DataError, source, message, hint=_HINTS.get(status))
         kind = response.headers.get("content-type", "")
         if kind.partition(";")[0].strip().lower() in _PAGE_TYPES and url.path.lower().endswith(_NO_PAGES):
-            raise _error(
+            raise source_error(
                 DataError,
                 source,
                 f"expected a file from {source.url}, got a web page (content-type {kind})",
@@ -251,7 +242,7 @@ class HttpExtract:
         coding = response.headers.get("content-encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", "x-gzip"):
             message = f"expected content-encoding identity or gzip from {source.url}, got {coding}"
-            raise _error(DataError, source, message)
+            raise source_error(DataError, source, message)
         if coding != "identity" and not url.path.lower().endswith(".gz"):
             chunks, announced = _gunzip(chunks, source), None
             remark += ", unpacked from gzip"
@@ -270,11 +261,13 @@ class HttpExtract:
                     message = f"source {source.name}: {size:,}{of} bytes"
                     say(Progress(message=message, done=size, total=announced))
         if size == 0:
-            raise _error(DataError, source, f"expected data from {source.url}, got 0 bytes")
+            raise source_error(DataError, source, f"expected data from {source.url}, got 0 bytes")
         return _Saved(bytes=size, sha256=digest.hexdigest(), remark=remark)
 
     def _too_large(self, source: Source, got: str) -> DataError:
-        return _error(DataError, source, f"expected at most {self._max_bytes:,} bytes from {source.url}, got {got}")
+        return source_error(
+            DataError, source, f"expected at most {self._max_bytes:,} bytes from {source.url}, got {got}"
+        )
 
 
 # ---------------------------------------------------------------- what was fetched
@@ -316,173 +309,27 @@ def _removed_unless_moved(part: Path) -> Iterator[None]:
         part.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------- the network, within the rules and the time
-
-
-class _Deadline:
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._ends_at = time.monotonic() + seconds
-
-    @property
-    def remaining_s(self) -> float:
-        return max(0.0, self._ends_at - time.monotonic())
-
-    @property
-    def passed(self) -> bool:
-        return self.remaining_s == 0
-
-    def cap(self, timeout: float | None) -> float:
-        """`timeout`, or what is left if that is less. Raises `httpcore.ReadTimeout` if nothing is."""
-        remaining_s = self.remaining_s
-        if remaining_s == 0:
-            raise httpcore.ReadTimeout("no time left")
-        return remaining_s if timeout is None else min(timeout, remaining_s)
-
-
-class _CheckedNetwork(httpcore.NetworkBackend):
-    """Resolves a host, checks every address, and connects to one of these: no second answer can slip in.
-
-    The system's resolver has time limits of its own, which no parameter here can change.
-    """
-
-    def __init__(
-        self,
-        network: httpcore.NetworkBackend,
-        allowed: HostRules,
-        resolve: Resolve,
-        source: Source,
-        deadline: _Deadline,
-    ) -> None:
-        self._network = network
-        self._allowed = allowed
-        self._resolve = resolve
-        self._source = source
-        self._deadline = deadline
-
-    def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
-    ) -> httpcore.NetworkStream:
-        addresses = [host] if literal(host) else self._addresses(host, port)
-        name = self._source.name
-        for address in addresses:
-            self._allowed.require_address(address, host, port, what=f"source {name}", subject=name)
-        failure: Exception = httpcore.ConnectError(f"no address for {host}")
-        for address in addresses:
-            cap_s = self._deadline.cap(timeout)
-            try:
-                stream = self._network.connect_tcp(address, port, cap_s, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
-                failure = exc
-            else:
-                return _TimedStream(stream, self._deadline)
-        raise failure
-
-    def _addresses(self, host: str, port: int) -> Sequence[str]:
-        try:
-            return self._resolve(host, port)
-        except OSError as exc:
-            raise httpcore.ConnectError(f"no address for {host}: {exc.strerror or exc}") from exc
-
-
-class _TimedStream(httpcore.NetworkStream):
-    """A stream that ends with the job's time, however slowly its bytes drip."""
-
-    def __init__(self, stream: httpcore.NetworkStream, deadline: _Deadline) -> None:
-        self._stream = stream
-        self._deadline = deadline
-
-    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._deadline.cap(timeout))
-
-    def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._deadline.cap(timeout))
-
-    def close(self) -> None:
-        self._stream.close()
-
-    def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        stream = self._stream.start_tls(ssl_context, server_hostname, self._deadline.cap(timeout))
-        return _TimedStream(stream, self._deadline)
-
-    def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
-
-
-class _Transport(httpx.BaseTransport):
-    """httpx on a network of ours, for which its own transport has no parameter. It knows no proxies."""
-
-    def __init__(self, network: httpcore.NetworkBackend, tls: ssl.SSLContext) -> None:
-        self._pool = httpcore.ConnectionPool(ssl_context=tls, network_backend=network)
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        url = httpcore.URL(
-            scheme=request.url.raw_scheme,
-            host=request.url.raw_host,
-            port=request.url.port,
-            target=request.url.raw_path,
-        )
-        response = self._pool.handle_request(
-            httpcore.Request(request.method, url, headers=request.headers.raw, extensions=request.extensions)
-        )
-        return httpx.Response(
-            response.status, headers=response.headers, stream=_Body(response), extensions=response.extensions
-        )
-
-    def close(self) -> None:
-        self._pool.close()
-
-
-class _Body(httpx.SyncByteStream):
-    def __init__(self, response: httpcore.Response) -> None:
-        self._response = response
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._response.iter_stream()
-
-    def close(self) -> None:
-        self._response.close()
-
-
 # ---------------------------------------------------------------- errors
 
 
-def _error(
-    kind: type[Error],
-    source: Source,
-    message: str,
-    *,
-    hint: str | None = None,
-    retry_after_s: float | None = None,
-) -> Error:
-    return kind(f"source {source.name}: {message}", hint=hint, subject=source.name, retry_after_s=retry_after_s)
-
-
 @contextmanager
-def _as_our_errors(source: Source, deadline: _Deadline) -> Iterator[None]:
+def _as_our_errors(source: Source, deadline: Deadline) -> Iterator[None]:
     try:
         yield
     except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as exc:
         if deadline.passed:
             message = f"expected all of {source.url} in {deadline.seconds} s (resources.timeout_s), got no end"
-            raise _error(TransientError, source, message) from exc
+            raise source_error(TransientError, source, message) from exc
         # httpcore keeps the cause as its argument only; it clears __cause__.
         if exc.args and isinstance(exc.args[0], ssl.SSLCertVerificationError):
             message = f"expected a valid certificate from {source.url}, got: {exc.args[0].verify_message}"
-            raise _error(DataError, source, message) from exc
-        raise _error(TransientError, source, f"expected all of {source.url}, got: {exc}") from exc
+            raise source_error(DataError, source, message) from exc
+        raise source_error(TransientError, source, f"expected all of {source.url}, got: {exc}") from exc
     except httpx.RemoteProtocolError as exc:
-        raise _error(DataError, source, f"expected a redirect to a URL, got: {exc}") from exc
+        raise source_error(DataError, source, f"expected a redirect to a URL, got: {exc}") from exc
     except OSError as exc:  # the network's are httpcore's by now, so this one is the disk's
         message = f"expected to write it to scratch, got: {exc.strerror or exc}"
-        raise _error(InfrastructureError, source, message) from exc
+        raise source_error(InfrastructureError, source, message) from exc
 
 
 # ---------------------------------------------------------------- what specs and servers say
@@ -492,7 +339,7 @@ def _url(source: Source) -> httpx.URL:
     try:
         return httpx.URL(source.url)
     except httpx.InvalidURL as exc:
-        raise _error(SpecError, source, f"expected a URL, got: {exc}") from exc
+        raise source_error(SpecError, source, f"expected a URL, got: {exc}") from exc
 
 
 def _port(url: httpx.URL) -> int:
@@ -536,6 +383,6 @@ def _gunzip(chunks: Iterable[bytes], source: Source) -> Iterator[bytes]:
                 yield member.decompress(rest)
                 rest = member.unused_data
     except zlib.error as exc:
-        raise _error(DataError, source, f"expected gzip, as content-encoding says, got: {exc}") from exc
+        raise source_error(DataError, source, f"expected gzip, as content-encoding says, got: {exc}") from exc
     if not member.eof:
-        raise _error(DataError, source, "expected gzip to its end, got one that is cut off")
+        raise source_error(DataError, source, "expected gzip to its end, got one that is cut off")

@@ -96,8 +96,8 @@ class App:
 
         bucket = self.settings.bucket
         if self.settings.catalog == "glue":
-            return IcebergTables(glue_catalog(bucket=bucket, s3=self.aws.properties), bucket=bucket)
-        return IcebergTables(sql_catalog(self.ledger_url, bucket=bucket, s3=self.aws.properties), bucket=bucket)
+            return IcebergTables(glue_catalog(bucket=bucket, aws=self.aws.properties), bucket=bucket)
+        return IcebergTables(sql_catalog(self.ledger_url, bucket=bucket, aws=self.aws.properties), bucket=bucket)
 
     @cached_property
     def client(self) -> Client:

@@ -52,7 +52,7 @@ class Aws:
 
     @property
     def properties(self) -> dict[str, str]:
-        """The same configuration as pyiceberg and s3fs name it, without the `s3.` before each."""
+        """The same configuration as pyiceberg names it, without the `s3.` or `glue.` before each."""
         named = {
             "region": self._region,
             "endpoint": self._endpoint_url,

@@ -39,7 +39,7 @@ _PROPERTIES = {
 }
 
 
-def sql_catalog(ledger_url: str, *, bucket: str, s3: Mapping[str, str]) -> Catalog:
+def sql_catalog(ledger_url: str, *, bucket: str, aws: Mapping[str, str]) -> Catalog:
     """pyiceberg's catalog in the ledger's Postgres, whose tables the ledger's migrations make."""
     from pyiceberg.catalog.sql import SqlCatalog
     from sqlalchemy.engine import make_url
@@ -48,25 +48,25 @@ def sql_catalog(ledger_url: str, *, bucket: str, s3: Mapping[str, str]) -> Catal
     url = url.update_query_dict({"options": "-csearch_path=catalog", "connect_timeout": "5"})
     return SqlCatalog(
         "lake",
-        **_storage(bucket, s3),
+        **_storage(bucket, aws),
         uri=url.render_as_string(hide_password=False),
         init_catalog_tables="false",
         pool_pre_ping="true",
     )
 
 
-def glue_catalog(*, bucket: str, s3: Mapping[str, str]) -> Catalog:
+def glue_catalog(*, bucket: str, aws: Mapping[str, str]) -> Catalog:
     """AWS Glue as the catalog, so that Athena and others see the tables."""
     from pyiceberg.catalog.glue import GlueCatalog
 
-    return GlueCatalog("lake", **_storage(bucket, s3))
+    return GlueCatalog("lake", **_storage(bucket, aws), **{f"glue.{name}": value for name, value in aws.items()})
 
 
-def _storage(bucket: str, s3: Mapping[str, str]) -> dict[str, str]:
+def _storage(bucket: str, aws: Mapping[str, str]) -> dict[str, str]:
     return {
         "warehouse": f"s3://{bucket}/tables",
         "py-io-impl": "pyiceberg.io.fsspec.FsspecFileIO",
-        **{f"s3.{name}": value for name, value in s3.items()},
+        **{f"s3.{name}": value for name, value in aws.items()},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -91,24 +92,38 @@ def migrated_url(ledger_url: str) -> str:
 
 
 @pytest.fixture
-def catalog(aws: Aws, migrated_url: str, bucket: str) -> Iterator[Catalog]:
+def sql(aws: Aws, migrated_url: str, bucket: str) -> Iterator[Catalog]:
     from runner.adapters.iceberg_tables import sql_catalog
 
-    made = sql_catalog(migrated_url, bucket=bucket, s3=aws.properties)
-    yield made
-    for table in made.list_tables("staging") if made.namespace_exists("staging") else []:
-        made.drop_table(table)  # the database is the module's, the bucket the test's
-    made.close()
+    with _emptied(sql_catalog(migrated_url, bucket=bucket, aws=aws.properties)) as made:
+        yield made
 
 
-@pytest.fixture(params=["memory", "iceberg"])
+@pytest.fixture
+def glue(aws: Aws, bucket: str) -> Iterator[Catalog]:
+    """The emulator's Glue, which all tests share: they run in one process, one after the other."""
+    from runner.adapters.iceberg_tables import glue_catalog
+
+    with _emptied(glue_catalog(bucket=bucket, aws=aws.properties)) as made:
+        yield made
+
+
+@contextmanager
+def _emptied(catalog: Catalog) -> Iterator[Catalog]:
+    yield catalog
+    for table in catalog.list_tables("staging") if catalog.namespace_exists("staging") else []:
+        catalog.drop_table(table)  # the catalog outlives the test, whose own the bucket is
+    catalog.close()
+
+
+@pytest.fixture(params=["memory", "sql", pytest.param("glue", marks=pytest.mark.xdist_group("glue"))])
 def rig(request: pytest.FixtureRequest) -> TableRig:
     if request.param == "memory":
         return rig_of(lambda file: Rig(MemoryTables(), NAME, file), MemoryObjects())
     from runner.adapters.iceberg_tables import IcebergTables
 
     bucket: str = request.getfixturevalue("bucket")
-    tables = IcebergTables(request.getfixturevalue("catalog"), bucket=bucket)
+    tables = IcebergTables(request.getfixturevalue(request.param), bucket=bucket)
     objects = S3Objects(request.getfixturevalue("s3_client"), bucket)
     return rig_of(lambda file: Rig(tables, NAME, file), objects)
 

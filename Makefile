@@ -8,7 +8,7 @@ LOCK_ARGS ?=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
-.PHONY: help demo test lint format schemas lock up down clean
+.PHONY: help demo test lint format bench schemas lock up down clean
 
 # The root holds folders named like packages (dbt/, airflow/): it must not come before site-packages on sys.path.
 export PYTHONSAFEPATH := 1
@@ -33,6 +33,9 @@ lint: .venv/.stamp-dev ## Style, formatting, types, and no package registry's ad
 format: .venv/.stamp-dev ## Mend style and formatting where a tool can
 	@.venv/bin/ruff check --fix --quiet || true
 	@.venv/bin/ruff format --quiet
+
+bench: .venv/.stamp-dev .venv-emulator/.stamp ## Benchmarks, each a ratio within one run, into benchmarks/results
+	@PYTHONPATH=. .venv/bin/python -m benchmarks.publish_iceberg
 
 schemas: .venv/.stamp-runner ## Write schemas/*.json anew from the models
 	@.venv/bin/python -m runner.model.schemas schemas

@@ -14,7 +14,7 @@ from runner.flow.job import run_job
 from runner.flow.room import Room
 from runner.flow.waiting import HandedBack, Waiting
 from runner.log import logger
-from runner.model.errors import Failure, InfrastructureError, RunnerError, SpecError
+from runner.model.errors import ConflictError, Failure, RunnerError, SpecError
 from runner.model.manifest import Manifest
 from runner.model.spec import JobSpec, Stage, parse_spec
 from runner.ports import HEARTBEAT_S, Claimed, Delivery, LostLease, Ports, Queue
@@ -78,38 +78,44 @@ class Worker:
             yield self.process(delivery)
 
     def process(self, delivery: Delivery) -> Outcome:
-        """One delivery. The message goes only when its run is decided and recorded, or when it is no job spec."""
+        """One delivery. The message goes only when its run is decided and recorded, or when it can never become one."""
         try:
             spec = parse_spec(delivery.body, what=f"message {delivery.message_id}")
             _for_stage(spec, delivery.stage)
-        except SpecError as error:
-            logger.error("%s", error.message)
-            self._queue.bury(delivery, reason=error.message)
-            return error.failure
-        try:
-            self._at_work = True
-            ended = run_job(spec, self._ports, keep=lambda *job: self._keep(delivery, *job))
-        except LostLease:
-            logger.warning("run %s is another attempt's now", spec.run_id)
-            return Lost()
+            ended = self._carry(spec, delivery)
         except HandedBack:
             self._queue.hide(delivery, seconds=0)
             return Waiting(seconds=0, failure=None)
-        except SpecError as error:
-            self._queue.bury(delivery, reason=error.message)
-            return error.failure
-        except InfrastructureError:
+        except (SpecError, ConflictError) as refused:
+            # Delivered again it would be refused again: no spec, another run's id, a record that is somebody else's.
+            logger.error("%s", refused.message)
+            self._queue.bury(delivery, reason=refused.message)
+            return refused.failure
+        except RunnerError:
             # No record could be made, so the message is all there is of this delivery: it comes back soon.
             with suppress(RunnerError):
                 self._queue.hide(delivery, seconds=OUTAGE_PAUSE_S)
             raise
+        match ended:
+            case Waiting():
+                self._queue.hide(delivery, seconds=ended.seconds)
+            case Manifest():
+                self._queue.delete(delivery)
+            case Lost():
+                logger.warning("run %s is another attempt's now", spec.run_id)
+        return ended
+
+    def _carry(self, spec: JobSpec, delivery: Delivery) -> Manifest | Waiting | Lost:
+        """The job itself. Only within does a signal raise `HandedBack`."""
+        self._at_work = True
+        try:
+            if self.stopping:  # told to while it waited for this delivery
+                raise HandedBack
+            return run_job(spec, self._ports, keep=lambda *job: self._keep(delivery, *job))
+        except LostLease:
+            return Lost()
         finally:
             self._at_work = False
-        if isinstance(ended, Waiting):
-            self._queue.hide(delivery, seconds=ended.seconds)
-        else:
-            self._queue.delete(delivery)
-        return ended
 
     @contextmanager
     def _keep(self, delivery: Delivery, spec: JobSpec, claimed: Claimed, room: Room) -> Iterator[None]:

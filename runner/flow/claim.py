@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from runner.model.errors import ConflictError, InfrastructureError
 from runner.model.manifest import Manifest
 from runner.model.names import manifest_key
 from runner.model.spec import JobSpec
@@ -15,10 +16,17 @@ def claim(spec: JobSpec, ports: Ports) -> Claimed | Busy | Decided:
 
 
 def recall(spec: JobSpec, claimed: Claimed, ports: Ports) -> Manifest | None:
-    """The manifest that S3 keeps of a run that the ledger, back from a backup, does not know to be over; put back."""
-    kept = ports.objects.get(manifest_key(spec.run_id))
+    """The manifest that S3 keeps of a run that the ledger, back from a backup, does not know to be over; put back.
+
+    Raises `ConflictError` where it is of another spec: the ledger has forgotten that this run_id was taken.
+    """
+    key = manifest_key(spec.run_id)
+    kept = ports.objects.get(key)
     if kept is None:
         return None
-    manifest = parse_json(Manifest, kept, what=ports.objects.uri(manifest_key(spec.run_id)))
+    # A body cut off on its way is no reason to decide anything: hence not the `SpecError` of a request.
+    manifest = parse_json(Manifest, kept, what=ports.objects.uri(key), error=InfrastructureError)
+    if manifest.spec != spec:
+        raise ConflictError(f"run {spec.run_id}: expected the spec that {ports.objects.uri(key)} has, got another")
     ports.ledger.decide(manifest, attempt=claimed.attempt)
     return manifest

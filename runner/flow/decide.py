@@ -7,8 +7,8 @@ from typing import Literal
 from runner.flow.room import Room
 from runner.log import logger
 from runner.model.errors import Failure
-from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, Pin, Plan, Report, State
-from runner.model.names import is_table, log_key, quarantine_of
+from runner.model.manifest import AttemptRecord, Fingerprint, Manifest, OutputRecord, Pin, Plan, Report, State
+from runner.model.names import is_table, log_key, quarantine_of, rerun_branch
 from runner.model.spec import JobSpec
 from runner.ports import Claimed, Ports
 
@@ -59,16 +59,33 @@ def decide(
 def look(spec: JobSpec, plan: Plan | None, ports: Ports) -> tuple[OutputRecord, ...]:
     """What of this run has landed, plan or none: asked before a run is decided failed, so that the record is true."""
     planned = {output.dataset: output for output in plan.outputs} if plan else {}
-    names = [output.dataset for output in spec.outputs]
-    names += [quarantine_of(name) for name in names if is_table(name)]
+    declared = [output.dataset for output in spec.outputs]
     found = []
-    for name in names:
+    for name in declared + [quarantine_of(each) for each in declared if is_table(each)]:
         for landed in ports.datasets(name).load(name).landed(spec.run_id):
             if name in planned and landed.tag and plan and landed.tag.plan_id == plan.plan_id:
                 found.append(planned[name].model_copy(update={"snapshot": landed.snapshot}))
             else:
                 logger.warning("%s: snapshot %s of this run is of no plan that is known", name, landed.snapshot)
+                found.append(_of_no_known_plan(spec, name, landed.snapshot, quarantine=name not in declared))
     return tuple(found)
+
+
+def _of_no_known_plan(spec: JobSpec, dataset: str, snapshot: str, *, quarantine: bool) -> OutputRecord:
+    """What a plan made that the ledger, back from a backup, has forgotten: that it is there is all that is known."""
+    return OutputRecord(
+        dataset=dataset,
+        mode="replace",
+        branch=rerun_branch(spec.run_id) if spec.publishes_to_branch else None,
+        base=None,
+        files=(),
+        rows=None,
+        columns=None,
+        fingerprint=Fingerprint(rows=None, hash="unknown", engine="unknown"),
+        claimed_inputs=None,
+        quarantine=quarantine,
+        snapshot=snapshot,
+    )
 
 
 def upload_log(spec: JobSpec, attempt: int, ports: Ports, room: Room) -> None:

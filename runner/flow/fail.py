@@ -8,15 +8,23 @@ from runner.flow.decide import decide, look, upload_log
 from runner.flow.room import Room
 from runner.flow.waiting import Waiting
 from runner.log import logger
-from runner.model.errors import Category, Failure, InfrastructureError
-from runner.model.manifest import Manifest, Plan, Report
+from runner.model.errors import Category, Failure, RunnerError
+from runner.model.manifest import Manifest, Pin, Plan, Report
 from runner.model.policy import POLICY, back_off_s
 from runner.model.spec import JobSpec
 from runner.ports import Claimed, Ports
 
 
 def fail(
-    spec: JobSpec, claimed: Claimed, ports: Ports, room: Room, *, plan: Plan | None, failure: Failure
+    spec: JobSpec,
+    claimed: Claimed,
+    ports: Ports,
+    room: Room,
+    *,
+    pins: tuple[Pin, ...],
+    plan: Plan | None,
+    report: Report,
+    failure: Failure,
 ) -> Manifest | Waiting:
     """A retry while tries are left; and for as long as it takes once a plan is in force, for it may have landed."""
     logger.error("%s: %s", failure.category.value, failure.message)
@@ -27,33 +35,39 @@ def fail(
         _upload_what_there_is(spec, claimed, ports, room)
         ports.ledger.release(spec.run_id, claimed.attempt, outcome="retry", failure=failure, wait_s=wait_s)
         return Waiting(seconds=wait_s, failure=failure)
-    return decide(
-        spec,
-        claimed,
-        ports,
-        room,
-        pins=claimed.pins or (),
-        plan=plan,
-        outputs=look(spec, plan, ports),
-        failure=failure,
-        report=plan.report if plan else Report(),
-    )
+    landed = look(spec, plan, ports)
+    report = plan.report if plan else report
+    return decide(spec, claimed, ports, room, pins=pins, plan=plan, outputs=landed, failure=failure, report=report)
 
 
 def settle(spec: JobSpec, ports: Ports) -> Failure:
-    """Why a run whose tries are used up failed: what its last attempt said, or that it ended without a word."""
-    before = [each for each in ports.ledger.attempts(spec.run_id) if each.outcome in ("retry", "lost")]
-    said = before[-1].failure if before else None
-    return said or Failure(
+    """Why a run whose tries are used up failed: the last one ended without a word, whatever those before it said."""
+    said = [each.failure.message for each in ports.ledger.attempts(spec.run_id) if each.failure]
+    came = (
+        f"the last lost with its worker, and one before it with: {said[-1]}"
+        if said
+        else "none: each was lost with its worker"
+    )
+    return Failure(
         category=Category.INFRASTRUCTURE,
-        message=f"expected one of {spec.max_attempts} attempts to end, got none: each was lost with its worker",
+        message=f"expected one of {spec.max_attempts} attempts to end, got {came}",
         hint="was the worker killed for its memory? raise resources.memory_mib",
+    )
+
+
+def unexpected(error: Exception) -> Failure:
+    """A fault of the product's own, with its traceback in the run's log."""
+    logger.error("unexpected %s", type(error).__name__, exc_info=error)
+    return Failure(
+        category=Category.INFRASTRUCTURE,
+        message=f"unexpected {type(error).__name__}: {error}",
+        hint="the log has the traceback",
     )
 
 
 def _upload_what_there_is(spec: JobSpec, claimed: Claimed, ports: Ports, room: Room) -> None:
     try:
         upload_log(spec, claimed.attempt, ports, room)
-    except InfrastructureError as error:
+    except RunnerError as error:
         # S3 may be what is away: giving the run back matters more than its log.
         logger.warning("the log of attempt %d is not kept: %s", claimed.attempt, error.message)

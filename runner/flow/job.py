@@ -10,15 +10,15 @@ from runner.flow.claim import claim, recall
 from runner.flow.commit import commit
 from runner.flow.decide import decide
 from runner.flow.execute import execute
-from runner.flow.fail import fail, settle
+from runner.flow.fail import fail, settle, unexpected
 from runner.flow.plan import plan
 from runner.flow.record import record
-from runner.flow.resolve import resolve
+from runner.flow.resolve import check_out, pin, resolve
 from runner.flow.room import Room, room
 from runner.flow.waiting import HandedBack, Waiting
-from runner.log import bound_to_run, logger
-from runner.model.errors import InfrastructureError, RunnerError
-from runner.model.manifest import Manifest
+from runner.log import bound_to_run
+from runner.model.errors import Failure, RunnerError
+from runner.model.manifest import Manifest, Report
 from runner.model.spec import JobSpec
 from runner.ports import Busy, Claimed, Decided, LostLease, Ports
 
@@ -40,32 +40,33 @@ def run_job(spec: JobSpec, ports: Ports, *, keep: Keep) -> Manifest | Waiting:
 
 
 def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manifest | Waiting:
-    planned, pins = claimed.plan, claimed.pins or ()
+    planned, pins, report = claimed.plan, claimed.pins or (), Report()
+
+    def failed(failure: Failure) -> Manifest | Waiting:
+        return fail(spec, claimed, ports, here, pins=pins, plan=planned, report=report, failure=failure)
+
     try:
         if recalled := recall(spec, claimed, ports):
             return recalled
         if planned is None and claimed.settling:
-            return fail(spec, claimed, ports, here, plan=None, failure=settle(spec, ports))
+            return failed(settle(spec, ports))
         if planned is None:
-            resolved = resolve(spec, claimed, ports, here)
-            pins = resolved.pins
+            logic = check_out(spec, ports, here)
+            report = Report(logic=logic, software=ports.software)
+            pins = pin(spec, claimed, ports)
+            resolved = resolve(spec, logic, pins, ports, here)
             audited = audit(spec, resolved, execute(spec, resolved, ports), ports.software)
             planned = plan(spec, claimed, audited, ports, here)
-        outputs = commit(spec, claimed, planned, ports)
-        ended = planned.failure
+        outputs, failure, report = commit(spec, claimed, planned, ports), planned.failure, planned.report
         return decide(
-            spec, claimed, ports, here, pins=pins, plan=planned, outputs=outputs, failure=ended, report=planned.report
+            spec, claimed, ports, here, pins=pins, plan=planned, outputs=outputs, failure=failure, report=report
         )
     except HandedBack:
         ports.ledger.release(spec.run_id, claimed.attempt, outcome="handed back", failure=None, wait_s=0)
         raise
-    except RunnerError as error:
-        return fail(spec, claimed, ports, here, plan=planned, failure=error.failure)
     except LostLease:
         raise
+    except RunnerError as error:
+        return failed(error.failure)
     except Exception as error:  # noqa: BLE001 - a fault of ours must not take the worker down, nor the run out of the record
-        logger.exception("unexpected %s", type(error).__name__)
-        unexpected = InfrastructureError(
-            f"unexpected {type(error).__name__}: {error}", hint="the log has the traceback"
-        )
-        return fail(spec, claimed, ports, here, plan=planned, failure=unexpected.failure)
+        return failed(unexpected(error))

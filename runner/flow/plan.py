@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from runner.flow.audit import Audited
 from runner.flow.room import Room
@@ -17,11 +17,12 @@ from runner.ports import Claimed, Ports
 def plan(spec: JobSpec, claimed: Claimed, audited: Audited, ports: Ports, room: Room) -> Plan:
     """Upload the outputs and store the plan; the plan in force comes back, which may be an earlier attempt's."""
     repeated = ports.ledger.manifest(spec.rerun.of) if spec.rerun else None
+    plan_id = uuid4()
     made = Plan(
-        plan_id=uuid4(),
+        plan_id=plan_id,
         run_id=spec.run_id,
         attempt=claimed.attempt,
-        outputs=tuple(_record(spec, claimed, output, repeated, ports, room) for output in audited.outputs),
+        outputs=tuple(_record(spec, claimed, plan_id, output, repeated, ports, room) for output in audited.outputs),
         report=audited.report,
         failure=audited.failure,
     )
@@ -29,9 +30,16 @@ def plan(spec: JobSpec, claimed: Claimed, audited: Audited, ports: Ports, room: 
 
 
 def _record(
-    spec: JobSpec, claimed: Claimed, output: EngineOutput, repeated: Manifest | None, ports: Ports, room: Room
+    spec: JobSpec,
+    claimed: Claimed,
+    plan_id: UUID,
+    output: EngineOutput,
+    repeated: Manifest | None,
+    ports: Ports,
+    room: Room,
 ) -> OutputRecord:
-    prefix = data_prefix(output.dataset, spec.run_id, claimed.attempt, claimed.submitted_at)
+    # A ledger that comes back from a backup gives attempt numbers out again: only the plan's id is never drawn twice.
+    prefix = f"{data_prefix(output.dataset, spec.run_id, claimed.attempt, claimed.submitted_at)}{plan_id}/"
     files = []
     for file in output.files:
         path = room.out / file.path

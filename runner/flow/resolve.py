@@ -25,31 +25,8 @@ class Resolved:
     job: Job
 
 
-def resolve(spec: JobSpec, claimed: Claimed, ports: Ports, room: Room) -> Resolved:
-    """Pins are in the ledger before anything runs, and every attempt of the run uses the same ones."""
-    logic = _check_out(spec, ports, room)
-    pins = claimed.pins
-    if pins is None:
-        found = [ports.datasets(each.dataset).pin(each.dataset, each.alias, each.snapshot) for each in spec.inputs]
-        pins = ports.ledger.pin(spec.run_id, claimed.attempt, found)
-    for pin in pins:
-        logger.info("input %s is %s at snapshot %s", pin.as_, pin.dataset, pin.snapshot)
-    served = {pin.as_: ports.datasets(pin.dataset).files(pin) for pin in pins}
-    job = Job(
-        work=spec.work,
-        inputs=tuple(
-            JobInput(pin=pin, files=() if is_table(pin.dataset) else tuple(file.uri for file in served[pin.as_]))
-            for pin in pins
-        ),
-        outputs=tuple(_output(spec, index, ports) for index in range(len(spec.outputs))),
-        workspace=str(room.workspace / spec.logic.path),
-        scratch=str(room.scratch),
-        resources=spec.resources,
-    )
-    return Resolved(logic=logic, pins=pins, served=served, job=job)
-
-
-def _check_out(spec: JobSpec, ports: Ports, room: Room) -> LogicRecord:
+def check_out(spec: JobSpec, ports: Ports, room: Room) -> LogicRecord:
+    """The named commit's files in the workspace. Raises `LogicError` where it has no folder `logic.path`."""
     asked = spec.logic
     checkout = ports.logic.checkout(asked.repo, asked.commit, room.workspace)
     if not (room.workspace / asked.path).is_dir():
@@ -66,6 +43,34 @@ def _check_out(spec: JobSpec, ports: Ports, room: Room) -> LogicRecord:
         origin=checkout.origin,
         committed_at=checkout.committed_at,
     )
+
+
+def pin(spec: JobSpec, claimed: Claimed, ports: Ports) -> tuple[Pin, ...]:
+    """Pins are in the ledger before anything runs, and every attempt of the run uses the same ones."""
+    pins = claimed.pins
+    if pins is None:
+        found = [ports.datasets(each.dataset).pin(each.dataset, each.alias, each.snapshot) for each in spec.inputs]
+        pins = ports.ledger.pin(spec.run_id, claimed.attempt, found)
+    for each in pins:
+        logger.info("input %s is %s at snapshot %s", each.as_, each.dataset, each.snapshot)
+    return pins
+
+
+def resolve(spec: JobSpec, logic: LogicRecord, pins: tuple[Pin, ...], ports: Ports, room: Room) -> Resolved:
+    """The engine's job, made of both."""
+    served = {pin.as_: ports.datasets(pin.dataset).files(pin) for pin in pins}
+    job = Job(
+        work=spec.work,
+        inputs=tuple(
+            JobInput(pin=pin, files=() if is_table(pin.dataset) else tuple(file.uri for file in served[pin.as_]))
+            for pin in pins
+        ),
+        outputs=tuple(_output(spec, index, ports) for index in range(len(spec.outputs))),
+        workspace=str(room.workspace / spec.logic.path),
+        scratch=str(room.scratch),
+        resources=spec.resources,
+    )
+    return Resolved(logic=logic, pins=pins, served=served, job=job)
 
 
 def _output(spec: JobSpec, index: int, ports: Ports) -> JobOutput:

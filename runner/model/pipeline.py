@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from runner.model.errors import SpecError
 from runner.model.names import Identifier
 from runner.model.spec import Input, JobSpec, Logic, Output, Resources, Stage, Work, parse_spec
-from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_document
+from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_document, shown
 
 _PARAMETER = re.compile(r"\$(?:(\$)|\{([^{}]*)\})")
 _MAX_FILLED_CHARACTERS = 1024 * 1024
@@ -94,7 +94,7 @@ def parse_pipeline(raw: bytes, *, what: str, params: Mapping[str, str]) -> tuple
     known = dict(defaults) if isinstance(defaults, dict) else {}
     for name in params:
         if name not in known:
-            expected = f"one of {', '.join(sorted(known))}" if known else "no parameter"
+            expected = f"one of {shown(', '.join(sorted(known)))}" if known else "no parameter"
             raise SpecError(f"{what}: params: expected {expected}, got {name!r}", subject="params")
     in_force = {**known, **params}
     if "stages" in document:

@@ -99,7 +99,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
         ((twice, times),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"{_key(twice)}: expected each key once, got it {times} times")
+        raise ValueError(f"{shown(twice)}: expected each key once, got it {times} times")
     return document
 
 
@@ -146,7 +146,7 @@ def _field(fault: Any, document: object) -> str | None:
         if document is not None and not there and not last:
             continue
         node = node[part] if isinstance(node, dict | list) and there else None
-        path += f"[{part}]" if isinstance(part, int) else f".{_key(part)}" if path else _key(part)
+        path += f"[{part}]" if isinstance(part, int) else f".{shown(part)}" if path else shown(part)
     return path or None
 
 
@@ -175,8 +175,8 @@ def _short(value: object) -> str:
     return _cut(repr(value) if isinstance(value, str | int | float | bool) else type(value).__name__)
 
 
-def _key(key: str) -> str:
-    """A key as a message may hold it: people write keys, and so do people who mean harm."""
+def shown(key: str) -> str:
+    """A key or name as a message may hold it: on one line, and short. People who mean harm write keys, too."""
     return _cut(key if key.isprintable() else repr(key))
 
 

@@ -39,8 +39,11 @@ APART = {
 }
 """Imports that stay out even where they would point down."""
 
-SHARED_ROOM = "runner.adapters.aws"
-"""The one adapter that others may import: how boto3's clients are made, and its errors translated."""
+SHARED_ROOMS = {
+    "runner.adapters.aws": "how boto3's clients are made, and its errors translated",
+    "runner.adapters.http_network": "the transport that lets no request out to a host that is not allowed",
+}
+"""What lies among the adapters and is none: others may import it."""
 
 HOMES: dict[str, frozenset[str]] = {
     "boto3": frozenset({"runner.adapters"}),
@@ -48,7 +51,8 @@ HOMES: dict[str, frozenset[str]] = {
     "psycopg": frozenset({"runner.adapters.pg_ledger"}),
     "pyiceberg": frozenset({"runner.adapters.iceberg_tables"}),
     "sqlalchemy": frozenset({"runner.adapters.iceberg_tables"}),
-    "httpx": frozenset({"runner.adapters.http_source"}),
+    "httpx": frozenset({"runner.adapters.http_source", "runner.adapters.http_network"}),
+    "httpcore": frozenset({"runner.adapters.http_source", "runner.adapters.http_network"}),
     "stamina": frozenset({"runner.adapters.http_source"}),
     "duckdb": frozenset({"runner.engines"}),
     "fsspec": frozenset({"runner.engines"}),
@@ -167,8 +171,8 @@ def knows_another_adapter(module: Module) -> Iterator[str]:
     if module.room != "adapters":
         return
     for each in imports(module):
-        if each.name.startswith("runner.adapters.") and each.name not in (module.name, SHARED_ROOM):
-            yield f"{module.file}:{each.line}: imports {each.name}; adapters share {SHARED_ROOM} and nothing else"
+        if each.name.startswith("runner.adapters.") and each.name not in (module.name, *SHARED_ROOMS):
+            yield f"{module.file}:{each.line}: imports {each.name}; adapters share {', '.join(SHARED_ROOMS)} alone"
 
 
 def is_no_home(module: Module) -> Iterator[str]:
@@ -212,7 +216,7 @@ Rule = Callable[[Module], Iterator[str]]
 
 
 def broken(rule: Rule) -> list[str]:
-    return [offence for module in OURS for offence in rule(module)]
+    return list(dict.fromkeys(offence for module in OURS for offence in rule(module)))
 
 
 def says(offences: list[str]) -> str:

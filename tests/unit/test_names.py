@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -141,26 +141,28 @@ def test_an_attempts_files_have_a_folder_that_says_whose_they_are() -> None:
     assert data_prefix("landing/a", run_id(1), 2, WRITTEN_AT) == f"landing/a/ingested_on=2026-01-02/{one}/2/"
 
 
-ATTEMPTS = st.tuples(DATASETS, RUN_IDS, st.integers(1, 2000), st.datetimes(timezones=st.just(UTC)))
+MOMENTS = st.datetimes(timezones=st.just(UTC))
 
 
 @settings(deadline=None, max_examples=300)
-@given(ATTEMPTS, ATTEMPTS, st.lists(st.booleans(), min_size=4, max_size=4))
+@given(DATASETS, DATASETS, RUN_IDS, RUN_IDS, MOMENTS, MOMENTS, st.data())
 def test_no_two_attempts_share_a_folder_nor_have_one_inside_the_others(
-    one: tuple[str, UUID, int, datetime], other: tuple[str, UUID, int, datetime], same: list[bool]
+    dataset: str, another: str, run: UUID, another_run: UUID, at: datetime, later: datetime, data: st.DataObject
 ) -> None:
-    dataset, run, attempt, at = (
-        mine if equal else theirs for mine, theirs, equal in zip(one, other, same, strict=True)
+    one = (dataset, run, data.draw(st.integers(1, 200)))
+    other = (
+        data.draw(st.sampled_from([dataset, another])),
+        data.draw(st.sampled_from([run, another_run])),
+        data.draw(st.integers(1, 200)),
     )
-    if (dataset, run, attempt) == one[:3]:
-        return
-    mine, theirs = data_prefix(*one), data_prefix(dataset, run, attempt, at)
+    assume(one != other)
+    mine, theirs = data_prefix(*one, at), data_prefix(*other, data.draw(st.sampled_from([at, later])))
     assert not theirs.startswith(mine)
     assert not mine.startswith(theirs)
 
 
 @PATIENT
-@given(PREFIXES, PREFIXES, RUN_IDS, st.datetimes(timezones=st.just(UTC)))
+@given(PREFIXES, PREFIXES, RUN_IDS, MOMENTS)
 def test_no_datasets_files_lie_among_anothers_versions(one: str, other: str, run: UUID, at: datetime) -> None:
     assert not data_prefix(other, run, 1, at).startswith(snapshots_prefix(one))
     assert snapshots_prefix(other).startswith(snapshots_prefix(one)) is (one == other)

@@ -11,8 +11,8 @@ from runner.model.errors import ERRORS, Category, Failure, RateLimitError, Runne
 from runner.model.policy import BACK_OFF_LONGEST_S, POLICY, back_off_s, exit_code, may_retry
 
 
-def failure(category: Category = Category.TRANSIENT, **given: float) -> Failure:
-    return Failure(category=category, message="it broke", **given)
+def failure(category: Category = Category.TRANSIENT, *, retry_after_s: float | None = None) -> Failure:
+    return Failure(category=category, message="it broke", retry_after_s=retry_after_s)
 
 
 RULES = {

@@ -79,14 +79,10 @@ def _measure(endpoints: Endpoints, folder: Path, scale: float) -> bool:
     return ratio(name, ours=ours, base=base, goal=1.3, unit="x of DuckDB's bare COPY to the same S3").met
 
 
-def _publish(
-    connection: duckdb.DuckDBPyConnection, objects: S3Objects, tables: IcebergTables, folder: Path
-) -> None:
+def _publish(connection: duckdb.DuckDBPyConnection, objects: S3Objects, tables: IcebergTables, folder: Path) -> None:
     run_id = uuid4()
     table = tables.load(TABLE)
-    output = JobOutput(
-        output=Output(dataset=TABLE), field_ids=dict(table.field_ids), last_field_id=table.last_field_id
-    )
+    output = JobOutput(output=Output(dataset=TABLE), field_ids=dict(table.field_ids), last_field_id=table.last_field_id)
     place = folder / str(run_id)
     (place / "out").mkdir(parents=True)
     made = scratch.export(connection, _job(place, output), output, "lineitem", claimed_inputs=None)

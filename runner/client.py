@@ -14,7 +14,7 @@ from runner.model.manifest import Manifest
 from runner.model.names import log_key, spec_key
 from runner.model.pipeline import PipelineFile, parse_pipeline
 from runner.model.spec import Input, JobSpec, Logic, Rerun, parse_spec
-from runner.model.strict import MAX_DOCUMENT_BYTES, load_json
+from runner.model.strict import MAX_DOCUMENT_BYTES, load_json, parse_document
 from runner.ports import Clock, Ledger, LogicSource, Objects, Queue
 
 
@@ -55,7 +55,7 @@ class Client:
             document.setdefault("run_id", str(self.new_run_id()))
             document.setdefault("logical_time", self.clock.now().isoformat())
             self._resolve_commit(document.get("logic"))
-        return parse_spec(json.dumps(document), what=what)
+        return parse_spec(json.dumps(document, ensure_ascii=False), what=what)
 
     def _resolve_commit(self, logic: Any) -> None:
         if not isinstance(logic, dict):
@@ -75,7 +75,8 @@ class Client:
         self, name: str, *, repo: str, ref: str, path: str, params: Mapping[str, str]
     ) -> tuple[PipelineFile, Logic, dict[str, str]]:
         """The pipeline file as it stands at `ref`, which is resolved to a commit once, here."""
-        logic = Logic(repo=repo, commit=self._commit(repo, ref), path=path)
+        commit = self._commit(repo, ref)
+        logic = parse_document(Logic, {"repo": repo, "commit": commit, "path": path}, what="logic")
         file = f"{path}/pipelines/{name}.yaml".removeprefix("./")
         try:
             raw = self.logic.read_file(repo, logic.commit, file)
@@ -156,9 +157,16 @@ class Client:
         for attempt in range(1, (row.attempt if row else 0) + 1):
             body = self.objects.get(log_key(run_id, attempt)) or b""
             for line in body.splitlines():
-                parsed = load_json(line, what=f"log of {run_id}")
-                if isinstance(parsed, dict):
-                    yield parsed
+                yield _log_line(line, attempt)
+
+
+def _log_line(line: bytes, attempt: int) -> dict[str, Any]:
+    """A line of a log as it was written; one that was cut (its worker died) is shown as it is."""
+    try:
+        parsed = load_json(line, what="log line")
+    except SpecError:
+        parsed = None
+    return parsed if isinstance(parsed, dict) else {"attempt": attempt, "message": line.decode(errors="replace")}
 
 
 def _is_id_like(text: str) -> bool:

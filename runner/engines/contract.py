@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date
 from importlib import resources
 from typing import Any
 
@@ -110,7 +109,7 @@ def parse_contract(raw: bytes, *, what: str) -> Contract:
     Raises `SpecError` naming the field: not of the standard's form, a name or type that cannot be, or a rule that is
     not enforced here. A rule is never skipped in silence.
     """
-    document = _plain(load_yaml(raw, what=what), what)
+    document = load_yaml(raw, what=what)
     if not isinstance(document, dict):
         raise SpecError(f"{what}: expected a mapping at the top, got {type(document).__name__}")
     version = document.get("apiVersion")
@@ -295,18 +294,6 @@ def _check_form(document: dict[str, Any], what: str) -> None:
     }
     message = messages.get(str(fault.validator), f"expected what the standard allows, got: {fault.message[:300]}")
     raise SpecError(f"{what}: {field}: {message}", subject=field)
-
-
-def _plain(node: Any, what: str) -> Any:
-    """YAML as JSON has it: dates as text, keys as text."""
-    if isinstance(node, dict):
-        for key in node:
-            if not isinstance(key, str):
-                raise SpecError(f"{what}: expected keys that are text, got {_short(key)}")
-        return {key: _plain(value, what) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_plain(each, what) for each in node]
-    return node.isoformat() if isinstance(node, date) else node
 
 
 def _short(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -146,13 +147,16 @@ def _outcome(manifest: Manifest) -> str:
     if "rows_read" in counts:
         kept = f"{counts['rows_read']:,} rows = {counts['rows_loaded']:,} loaded"
         return f"{kept} + {counts['rows_quarantined']:,} in quarantine"
+    if manifest.spec.rerun:
+        found = Counter(output.comparison or "not compared" for output in manifest.outputs)
+        return ", ".join(f"{count} of {found.total()} outputs {comparison}" for comparison, count in found.items())
     return ", ".join(_output_words(output) for output in manifest.outputs)
 
 
 def _output_words(output: OutputRecord) -> str:
     name = output.dataset.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
     size = decimal(output.bytes) if output.rows is None else f"{output.rows:,} rows"
-    return f"{name} {size}" if output.comparison is None else f"{name} {size} ({output.comparison})"
+    return f"{name} {size}"
 
 
 def show_manifest(manifest: Manifest) -> None:

@@ -24,7 +24,7 @@ cli = typer.Typer(
 )
 for commands in (services.commands, running.commands, looking.commands):
     cli.add_typer(commands)
-cli.add_typer(services.ledger_commands, name="ledger")
+cli.add_typer(services.ledger_commands, name="ledger", short_help="The record of runs in Postgres.")
 
 
 def main() -> None:

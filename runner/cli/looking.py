@@ -20,7 +20,7 @@ from runner.model.spec import Stage
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(short_help="List runs, newest first.")
 def runs(
     context: typer.Context,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")] = 20,
@@ -37,7 +37,7 @@ def runs(
         terminal.runs_table(rows)
 
 
-@commands.command()
+@commands.command(short_help="A run's manifest, or why it failed.")
 def show(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
     """Show a run: its manifest once it is over; why it failed, with the end of its log."""
     app = app_of(context)
@@ -56,7 +56,7 @@ def show(context: typer.Context, run: RunId, as_json: AsJson = False) -> None:
     terminal.say(f"manifest {app.objects.uri(manifest_key(run_id))}", style="dim")
 
 
-@commands.command()
+@commands.command(short_help="A run's log, all attempts.")
 def logs(
     context: typer.Context,
     run: RunId,
@@ -79,7 +79,7 @@ def logs(
         time.sleep(1.0)
 
 
-@commands.command()
+@commands.command(short_help="A run's job spec, as stored.")
 def spec(context: typer.Context, run: RunId) -> None:
     """Print a run's job spec as it was stored: `runner spec RUN > spec.json`."""
     app = app_of(context)
@@ -88,7 +88,7 @@ def spec(context: typer.Context, run: RunId) -> None:
         terminal.print_json(stored)
 
 
-@commands.command()
+@commands.command(short_help="Which runs and snapshots a dataset comes from.")
 def lineage(
     context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="A dataset, or one of its snapshots: marts.delays@123.")],

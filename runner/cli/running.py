@@ -31,7 +31,7 @@ Repo = Annotated[str | None, typer.Option(help="The logic repository's URL [defa
 LogicPath = Annotated[str, typer.Option("--logic-path", help="The folder in the repository that the logic is in.")]
 
 
-@commands.command()
+@commands.command(short_help="Store a job spec and queue it.")
 def submit(
     context: typer.Context,
     spec: Annotated[Path | None, typer.Argument(help="A job spec as JSON; - for standard input.")] = None,
@@ -63,7 +63,7 @@ def submit(
         terminal.say(f"{made.run_id}  {made.pipeline}/{made.task} ({made.stage.value}) at {made.logic.commit[:12]}")
 
 
-@commands.command("run-pipeline")
+@commands.command("run-pipeline", short_help="Run a pipeline's stages here, in order.")
 def run_pipeline(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The pipeline: pipelines/NAME.yaml in the logic repository.")],
@@ -83,7 +83,7 @@ def run_pipeline(
     exit_if_failed(ended)
 
 
-@commands.command()
+@commands.command(short_help="Take jobs of one stage: the images' entry point.")
 def work(
     context: typer.Context,
     stage: Annotated[Stage, typer.Argument(help="Which stage's queue to work on.")],
@@ -120,7 +120,7 @@ def _run_one(app: App, stage: Stage, spec: JobSpec) -> int:
     return exit_code(manifest.failure)
 
 
-@commands.command()
+@commands.command(short_help="Run a stored spec again, and compare.")
 def rerun(
     context: typer.Context,
     run: RunId,

@@ -23,7 +23,7 @@ commands = typer.Typer()
 ledger_commands = typer.Typer(help="The ledger: the record of runs in Postgres.", no_args_is_help=True)
 
 
-@commands.command()
+@commands.command(short_help="The sample pipeline, from nothing to a lineage tree.")
 def demo(context: typer.Context) -> None:
     """Run the sample pipeline on the embedded services, from nothing to a lineage tree."""
     from runner.embedded.demo import DATA_PACKAGE, MART, PIPELINE, prepare_demo
@@ -51,7 +51,7 @@ def demo(context: typer.Context) -> None:
         terminal.say(f"  .venv/bin/{command:<56} {why}")
 
 
-@commands.command()
+@commands.command(short_help="Start the embedded services.")
 def up(context: typer.Context, as_json: AsJson = False) -> None:
     """Start the embedded services: PostgreSQL, an AWS emulator and a portal, as processes under .runner."""
     _, endpoints = _up(context)
@@ -76,7 +76,7 @@ def _up(context: typer.Context) -> tuple[App, Endpoints]:
     return app, endpoints
 
 
-@commands.command()
+@commands.command(short_help="Stop them; their state is kept.")
 def down(
     context: typer.Context,
     purge: Annotated[bool, typer.Option(help="Delete their data, too.")] = False,
@@ -88,7 +88,7 @@ def down(
     terminal.say("down" + (", and their data is gone" if purge else "; runner up brings them back as they were"))
 
 
-@commands.command()
+@commands.command(short_help="What is missing here, and how to get it.")
 def doctor(context: typer.Context, as_json: AsJson = False) -> None:
     """Say what is missing here, and how to get it."""
     from runner.doctor import examine

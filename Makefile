@@ -22,7 +22,7 @@ demo: .venv/.stamp-runner .venv-emulator/.stamp ## The sample pipeline on real f
 	@.venv/bin/runner demo
 
 test: .venv/.stamp-dev .venv-emulator/.stamp ## All tests (make test PYTEST_ARGS="-k lease" for some)
-	@.venv/bin/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@.venv/bin/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/.stamp-dev ## Style, formatting, types, and no package registry's address in any file
 	@.venv/bin/ruff check --quiet

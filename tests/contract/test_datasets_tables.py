@@ -101,7 +101,7 @@ def sql(aws: Aws, migrated_url: str, bucket: str) -> Iterator[Catalog]:
 
 @pytest.fixture
 def glue(aws: Aws, bucket: str) -> Iterator[Catalog]:
-    """The emulator's Glue, which all tests share: they run in one process, one after the other."""
+    """The emulator's Glue, which is one for the account: tests with it stay in this file, and so in one process."""
     from runner.adapters.iceberg_tables import glue_catalog
 
     with _emptied(glue_catalog(bucket=bucket, aws=aws.properties)) as made:
@@ -116,7 +116,7 @@ def _emptied(catalog: Catalog) -> Iterator[Catalog]:
     catalog.close()
 
 
-@pytest.fixture(params=["memory", "sql", pytest.param("glue", marks=pytest.mark.xdist_group("glue"))])
+@pytest.fixture(params=["memory", "sql", "glue"])
 def rig(request: pytest.FixtureRequest) -> TableRig:
     if request.param == "memory":
         return rig_of(lambda file: Rig(MemoryTables(), NAME, file), MemoryObjects())

@@ -143,7 +143,7 @@ def _migrated(url: str) -> str:
     params=[
         "memory",
         "embedded",
-        pytest.param("postgres_17", marks=[pytest.mark.docker, pytest.mark.xdist_group("docker")]),
+        pytest.param("postgres_17", marks=pytest.mark.docker),
     ]
 )
 def rig(request: pytest.FixtureRequest) -> Iterator[Rig]:

@@ -20,7 +20,6 @@ from tests.support.site import RUNNER
 
 FLIGHTS = 336_776
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("demo")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from types_boto3_sqs.client import SQSClient
 
 # One worker runs all of it: the tests here take turns at stopping and killing the same three processes.
-pytestmark = pytest.mark.xdist_group("embedded")
 
 _IS_ROOT = os.geteuid() == 0
 needs_root = pytest.mark.skipif(not _IS_ROOT, reason="only root can become another user")

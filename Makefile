@@ -54,7 +54,8 @@ up: .venv/.stamp-runner .venv-emulator/.stamp ## Start the embedded services and
 down: ## Stop the embedded services; their data stays
 	@if [ -x .venv/bin/runner ]; then .venv/bin/runner down; fi
 
-clean: down ## Stop the embedded services and remove all that was made here, their data too
+clean: ## Stop the embedded services and remove all that was made here, their data too
+	@if [ -x .venv/bin/runner ]; then .venv/bin/runner down --purge; fi
 	@rm -rf .venv .venv-emulator .runner .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -21,6 +21,7 @@ from runner.clock import SystemClock
 from runner.config import Settings, process_environment
 from runner.embedded.services import Endpoints, endpoints
 from runner.model.errors import InfrastructureError
+from runner.model.hosts import HostRules
 from runner.model.manifest import Software
 from runner.model.names import is_table
 from runner.model.spec import Stage
@@ -113,6 +114,8 @@ class App:
     # ------------------------------------------------------------ the worker
 
     def worker(self) -> Worker:
+        """Raises `SpecError` for settings that no job could run with, before the first one is taken."""
+        HostRules.parse(self.source_hosts)
         return Worker(self.ports, self.queue)
 
     @cached_property
@@ -141,7 +144,6 @@ class App:
         """Extract is declarative and talks to its hosts itself; analysts' logic gets a child process."""
         if stage is Stage.EXTRACT:
             from runner.adapters.http_source import HttpExtract
-            from runner.model.hosts import HostRules
 
             return HttpExtract(HostRules.parse(self.source_hosts), clock=self.clock)
         from runner.adapters.sandbox_engine import SandboxEngine

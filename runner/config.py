@@ -57,7 +57,9 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as exc:
-        raise SpecError(f"environment: RUNNER_{explain(exc)}", hint="runner doctor lists the settings") from exc
+        field, _, rest = explain(exc).partition(":")
+        name = field if field.startswith("AWS_") else f"RUNNER_{field.upper()}"
+        raise SpecError(f"environment: {name}:{rest}", subject=name) from exc
 
 
 def process_environment() -> dict[str, str]:

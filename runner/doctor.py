@@ -53,7 +53,10 @@ def _embedded(settings: Settings) -> Iterator[Finding]:
     there = settings.emulator.exists()
     found = str(settings.emulator) if there else f"none at {settings.emulator}"
     yield Finding(
-        check="emulator", ok=there, found=found, fix="make up installs it; RUNNER_EMULATOR names another ministack"
+        check="emulator program",
+        ok=there,
+        found=found,
+        fix="make up installs it; RUNNER_EMULATOR names another ministack",
     )
     for service in status(settings.home):
         found = f"{service.state} {service.url or ''}".rstrip()

@@ -69,10 +69,11 @@ def say(message: str, *, style: str = "") -> None:
 def print_failure(failure: Failure, *, label: str = "error") -> None:
     """Category, message, what failed, and what to do next; on standard error."""
     err.print(
-        Text.assemble((f"{label} ", "bold red"), (f"[{failure.category.value}] ", "red"), printable(failure.message))
+        Text.assemble((f"{label} ", "bold red"), (f"[{failure.category.value}] ", "red"), printable(failure.message)),
+        soft_wrap=True,
     )
     if failure.hint:
-        err.print(Text.assemble(("  → ", "dim"), printable(failure.hint)))
+        err.print(Text.assemble(("  → ", "dim"), printable(failure.hint)), soft_wrap=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import IO
 
 from runner.engines.wire import Wire
@@ -41,24 +41,19 @@ class SandboxEngine:
         scratch = Path(job.scratch)
         broker = Broker(served, lambda uri: self._fetch(uri, scratch.parent / "inputs"))
         ours, theirs = socket.socketpair()
-        ours.settimeout(job.resources.timeout_s)
         with ours, theirs:
             child = self._start(job, scratch, theirs)
             theirs.close()
             tail = _Tail(child, say)
+            limit = _TimeLimit(child, job.resources.timeout_s)
             try:
                 wire = Wire(ours)
                 wire.send(job)
                 ended = broker.serve(wire, say)
-            except TimeoutError as exc:
-                _kill(child)
-                limit = job.resources.timeout_s
-                raise LogicError(
-                    f"expected the work to end within {limit:,} s, got no end", hint="raise resources.timeout_s"
-                ) from exc
             except (EOFError, BrokenPipeError, ConnectionResetError) as exc:
-                raise _died(child, tail) from exc
+                raise limit.error() if limit.passed else _died(child, tail) from exc
             finally:
+                limit.cancel()
                 _end(child)
                 tail.join()
         if not isinstance(ended, Failed):
@@ -100,6 +95,30 @@ class SandboxEngine:
         if not path.exists():
             self._objects.get_file(uri.removeprefix(self._objects.uri("")), path)
         return path
+
+
+class _TimeLimit:
+    """Kills the child when its wall-clock time is up."""
+
+    def __init__(self, child: subprocess.Popen[bytes], seconds: int) -> None:
+        self.passed = False
+        self._child = child
+        self._seconds = seconds
+        self._timer = Timer(seconds, self._end)
+        self._timer.start()
+
+    def _end(self) -> None:
+        # Set first: the kill is what wakes the one who looks.
+        self.passed = True
+        _kill(self._child)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def error(self) -> LogicError:
+        return LogicError(
+            f"expected the work to end within {self._seconds:,} s, got no end", hint="raise resources.timeout_s"
+        )
 
 
 class _Tail:

@@ -14,7 +14,7 @@ from runner.cli.options import AsJson, RunId, app_of
 from runner.model.errors import SpecError
 from runner.model.lineage import mermaid, tree
 from runner.model.manifest import TERMINAL, Manifest, State
-from runner.model.names import manifest_key
+from runner.model.names import manifest_key, openlineage
 from runner.model.spec import Stage
 
 commands = typer.Typer()
@@ -131,8 +131,13 @@ def print_lineage(
             hint="runner runs shows what ran",
         )
     found = app.ledger.upstream(dataset, at) if direction == "upstream" else app.ledger.downstream(dataset, at)
+    if not (found or app.ledger.upstream(dataset, at)):
+        raise SpecError(f"lineage of {dataset}: expected a snapshot that a run made or read, got {at}")
     if output_format == "json":
-        terminal.print_json({"dataset": dataset, "snapshot": at, "edges": [asdict(edge) for edge in found]})
+        datasets = sorted({dataset} | {name for edge in found for name in (edge.output, edge.input) if name})
+        names = {name: openlineage(name, app.settings.bucket)._asdict() for name in datasets}
+        edges = [asdict(edge) for edge in found]
+        terminal.print_json({"dataset": dataset, "snapshot": at, "edges": edges, "openlineage": names})
     elif output_format == "mermaid":
         terminal.say(mermaid(found))
     else:

@@ -69,6 +69,10 @@ def settle(home: Path, *, recorded: Path | None) -> Cluster:
     if made:
         inside.chmod(0o711)  # whatever the umask: what is in it has permissions of its own
     outside = find_outside(home, recorded=recorded)
+    if made and outside and recorded is None:
+        # The home was deleted by hand: what lay beyond it for PostgreSQL speaks of objects that are gone with it.
+        shutil.rmtree(outside)
+        outside = None
     if (inside / "data").exists():
         folder = inside
     elif outside and (outside / "data").exists():

@@ -25,7 +25,7 @@ class Audited:
 def audit(spec: JobSpec, resolved: Resolved, execution: Execution, software: Software) -> Audited:
     """A failed audit publishes no output; the quarantine is published all the same, so that no bad row is lost."""
     result = execution.result
-    failure = _failed_step(result.steps) or result.failure or _missing_output(spec, result) or _sums(result)
+    failure = result.failure or _failed_step(result.steps) or _missing_output(spec, result) or _sums(result)
     return Audited(
         outputs=tuple(output for output in result.outputs if output.quarantine or failure is None),
         failure=failure,

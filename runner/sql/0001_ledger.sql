@@ -1,4 +1,4 @@
--- The ledger: runs, their attempts, pins and lineage. Times are the database's own, so that no host's clock matters.
+-- The ledger: runs, their attempts, pins and lineage. Leases and back-offs run on the database's clock, never a host's.
 CREATE TABLE ledger.runs (
     run_id           uuid PRIMARY KEY,
     effect           uuid NOT NULL,

@@ -20,6 +20,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from runner.log import logger, printable
+from runner.model.difference import Difference
 from runner.model.errors import Failure
 from runner.model.lineage import LineageNode
 from runner.model.manifest import Manifest, OutputRecord, State
@@ -229,6 +230,16 @@ def _steps(manifest: Manifest) -> None:
     for step in steps:
         rows = f" {step.rows:,} rows" if step.rows is not None else ""
         say(f"  {step.status:<8}{step.kind} {step.name}{rows} {step.message or ''}", style="yellow")
+
+
+def differences_table(found: Iterable[Difference], left: str, right: str) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("fact", left, right):
+        table.add_column(name, overflow="fold")
+    for each in found:
+        table.add_row(each.fact, printable(each.left or "—"), printable(each.right or "—"))
+    if table.row_count:
+        out.print(table)
 
 
 def print_log_line(line: dict[str, Any]) -> None:

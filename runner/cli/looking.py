@@ -11,6 +11,7 @@ import typer
 from runner import terminal
 from runner.app import App
 from runner.cli.options import AsJson, RunId, app_of
+from runner.model.difference import differences, same_outputs
 from runner.model.errors import SpecError
 from runner.model.lineage import mermaid, tree
 from runner.model.manifest import TERMINAL, Manifest, State
@@ -115,6 +116,37 @@ def _explain_failure(app: App, manifest: Manifest) -> None:
     terminal.say(f"the end of its log ({len(lines)} lines; runner logs {manifest.run_id}):", style="bold")
     for line in lines[-15:]:
         terminal.print_log_line(line)
+
+
+@commands.command(short_help="How two runs differ, fact by fact.")
+def diff(
+    context: typer.Context,
+    left: RunId,
+    right: RunId,
+    as_json: AsJson = False,
+) -> None:
+    """Say how two runs differ in what they ran, on what, and what came of it.
+
+    The exit code is 0 where their outputs are the same, by fingerprint, and 1 where they are not.
+    """
+    app = app_of(context)
+    one, other = _ended(app, left), _ended(app, right)
+    found, same = differences(one, other), same_outputs(one, other)
+    if as_json:
+        terminal.print_json({"same_outputs": same, "differences": [asdict(each) for each in found]})
+    else:
+        terminal.differences_table(found, terminal.short(one.run_id), terminal.short(other.run_id))
+        terminal.say("the outputs are the same" if same else "the outputs are not the same", style="bold")
+    if not same:
+        raise typer.Exit(1)
+
+
+def _ended(app: App, run: str) -> Manifest:
+    run_id = app.client.find(run)
+    manifest = app.client.manifest(run_id)
+    if manifest is None:
+        raise SpecError(f"run {run_id}: expected one that is over, got one that is still to end")
+    return manifest
 
 
 def print_lineage(

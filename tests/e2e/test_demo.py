@@ -144,6 +144,16 @@ def test_a_rerun_is_identical_though_logic_and_data_have_moved_on(demo: Demo) ->
     assert {each["dataset"]: each["fingerprint"]["hash"] for each in again} == fingerprints
     assert all(each["branch"] for each in again)
     assert _heads(demo, "marts.delays_by_carrier", "marts.delays_by_hour") == published
+    _diff_tells_the_old_run_from_the_new(demo, old["run_id"], newest["run_id"])
+
+
+def _diff_tells_the_old_run_from_the_new(demo: Demo, old: str, new: str) -> None:
+    command = [RUNNER, "diff", old, new, "--json"]
+    done = subprocess.run(command, cwd=demo.folder, env=demo.env, capture_output=True, text=True)
+    assert done.returncode == 1
+    facts = {each["fact"] for each in json.loads(done.stdout)["differences"]}
+    assert {"logic commit", "input staging.flights", "output marts.delays_by_carrier fingerprint"} <= facts
+    assert "package duckdb" not in facts
 
 
 def _delay_every_flight(demo: Demo) -> None:

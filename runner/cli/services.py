@@ -43,12 +43,12 @@ def demo(context: typer.Context) -> None:
     terminal.say("\nWhat to type next:\n", style="bold")
     short = terminal.short(transform.run_id)
     for command, why in (
-        (f"runner show {short}", "the run's manifest: commit, inputs, outputs, checks"),
-        (f"runner rerun {short}", "the same run again, from its record, and whether it comes out identical"),
-        ("runner lineage marts.delays_by_route --format mermaid", "the same graph for a document"),
-        ("runner down", "stop the embedded services; .runner keeps their state"),
+        (f"runner show {short}", "its manifest: commit, inputs, outputs"),
+        (f"runner rerun {short}", "again, from its record: identical?"),
+        (f"runner lineage {MART} --format mermaid", "the graph for a document"),
+        ("runner down", "stop; .runner keeps the state"),
     ):
-        terminal.say(f"  .venv/bin/{command:<56} {why}")
+        terminal.say(f"  .venv/bin/{command:<54} {why}")
 
 
 @commands.command(short_help="Start the embedded services.")

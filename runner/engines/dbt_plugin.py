@@ -1,21 +1,31 @@
-"""The plugin by which dbt-duckdb's own connection gets what every connection of a job gets."""
+"""The plugin by which dbt-duckdb's own connection gets what every connection of a job gets, and is locked."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from dbt.adapters.duckdb.plugins import BasePlugin
 from duckdb import DuckDBPyConnection
 
 from runner.engines import scratch
 from runner.engines.inputs import Inputs
+from runner.engines.types import literal
 
-_inputs: list[Inputs] = []
+_serving: list[tuple[Inputs, Sequence[Path]]] = []
 
 
-def serve(inputs: Inputs) -> None:
-    """dbt makes the plugin by its module's name, so what it needs waits here."""
-    _inputs[:] = [inputs]
+def serve(inputs: Inputs, *, allowed: Sequence[Path]) -> None:
+    """dbt makes the plugin by its module's name, so what it needs waits here: `allowed` are folders SQL may use."""
+    _serving[:] = [(inputs, allowed)]
 
 
 class Plugin(BasePlugin):
     def configure_connection(self, conn: DuckDBPyConnection) -> None:
-        scratch.configure(conn, _inputs[0])
+        inputs, allowed = _serving[0]
+        scratch.configure(conn, inputs)
+        # `s3://` is the broker, which refuses what was not declared.
+        folders = ", ".join(literal(each) for each in ("s3://", *map(str, allowed)))
+        conn.execute(f"SET allowed_directories = [{folders}]")
+        conn.execute("SET enable_external_access = false")
+        conn.execute("SET lock_configuration = true")

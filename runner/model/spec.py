@@ -12,6 +12,10 @@ from runner.model.errors import SpecError
 from runner.model.names import Commit, DatasetName, Identifier, RelationName, RelativePath, is_table
 from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_json
 
+_ENV_OF_THE_PROCESS = ("PYTHON", "LD_", "DYLD_", "LC_", "GLIBC_", "MALLOC_", "DBT_ENGINE_", "DBT_RECORDER_")
+_ENV_NAMES_OF_THE_PROCESS = {"PATH", "HOME", "TMPDIR", "TMP", "TEMP", "TZ", "LANG", "LANGUAGE", "SHELL", "BASH_ENV"}
+"""What the child's interpreter, its libraries or dbt's own insides would obey, whatever the project says."""
+
 
 class Stage(StrEnum):
     """The stages that exist, each with a queue (and an image) of its own."""
@@ -71,10 +75,24 @@ class LoadWork(Strict):
     """Above this share of bad rows nothing is published but the quarantine, and the run fails."""
 
 
+_Selector = Annotated[str, Field(pattern=r"^[^-]")]
+"""As dbt's `--select` takes it; what begins with a dash would be another option."""
+
+
 class DbtStep(Strict):
-    command: Literal["build", "run", "test", "seed", "snapshot"]
-    select: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
+    command: Literal["build", "run", "test", "seed", "snapshot", "compile", "docs"]
+    """`docs` is dbt's `docs generate`."""
+    select: tuple[_Selector, ...] = ()
+    exclude: tuple[_Selector, ...] = ()
+    full_refresh: bool = False
+    allow_empty: bool = False
+    """Whether it is fine that the step selects no node."""
+
+    @model_validator(mode="after")
+    def _refreshes(self) -> Self:
+        if self.full_refresh and self.command not in ("build", "run", "seed", "compile"):
+            raise ValueError(f"full_refresh: expected it with build, run, seed or compile, got {self.command!r}")
+        return self
 
 
 class DbtWork(Strict):
@@ -85,6 +103,27 @@ class DbtWork(Strict):
     vars: dict[str, str | int | float | bool] = {}
     env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
     target: Identifier = "prod"
+    schema_: Annotated[Identifier, Field(alias="schema")] = "main"
+    """The target's schema: where a model lands that names none."""
+    database: Identifier = "warehouse"
+    """What dbt and DuckDB call the scratch database."""
+
+    @field_validator("env")
+    @classmethod
+    def _env_is_the_projects(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if name.startswith(_ENV_OF_THE_PROCESS) or name in _ENV_NAMES_OF_THE_PROCESS:
+                raise ValueError(f"expected a variable that the project reads, got {name}, which steers the process")
+            if "\0" in value:
+                raise ValueError(f"{name}: expected text that an environment can hold, got a NUL in it")
+        return env
+
+    @field_validator("database")
+    @classmethod
+    def _database_is_free(cls, name: str) -> str:
+        if name in ("main", "system", "temp", "memory"):
+            raise ValueError(f"expected a name that DuckDB does not use itself, got {name!r}")
+        return name
 
 
 class QueryWork(Strict):
@@ -197,7 +236,7 @@ class JobSpec(Strict):
             case LoadWork():
                 self._fits_load()
             case DbtWork():
-                self._fits_dbt()
+                self._fits_dbt(self.work)
             case QueryWork():
                 self._fits_query()
         return self
@@ -220,12 +259,16 @@ class JobSpec(Strict):
             came = ", ".join(each.dataset for each in self.outputs)
             raise ValueError(f"outputs: expected exactly one table for load, got {came}")
 
-    def _fits_dbt(self) -> None:
+    def _fits_dbt(self, work: DbtWork) -> None:
         _tables_only([each.dataset for each in self.inputs], "inputs")
         _tables_only([each.dataset for each in self.outputs], "outputs")
         for index, output in enumerate(self.outputs):
             if output.from_ is None or "." not in output.from_:
                 raise ValueError(f"outputs[{index}].from: expected `schema.relation`, got {output.from_!r}")
+        schemas = {work.schema_, *(each.alias.rpartition(".")[0].lower() for each in self.inputs)}
+        if work.database in schemas:
+            # DuckDB calls a name of two parts ambiguous where its first is a database and a schema.
+            raise ValueError(f"work.database: expected a name that no schema has, got {work.database!r}")
 
     def _fits_query(self) -> None:
         _tables_only([each.dataset for each in self.inputs], "inputs")

@@ -148,7 +148,7 @@ def test_a_rerun_is_identical_though_logic_and_data_have_moved_on(demo: Demo) ->
 
 
 def _diff_tells_the_old_run_from_the_new(demo: Demo, old: str, new: str) -> None:
-    command = [RUNNER, "diff", old, new, "--json"]
+    command: list[str | Path] = [RUNNER, "diff", old, new, "--json"]
     done = subprocess.run(command, cwd=demo.folder, env=demo.env, capture_output=True, text=True)
     assert done.returncode == 1
     facts = {each["fact"] for each in json.loads(done.stdout)["differences"]}

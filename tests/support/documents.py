@@ -129,10 +129,16 @@ _FORMATS = st.one_of(
     st.just({"type": "jsonl"}),
     st.just({"type": "parquet"}),
 )
+_ENV_TEXT = _TEXT.filter(lambda text: "\0" not in text)
+_SELECTORS = _TEXT.filter(lambda text: text != "" and not text.startswith("-"))
 _STEPS = st.lists(
     st.fixed_dictionaries(
-        {"command": st.sampled_from(["build", "run", "test", "seed", "snapshot"])},
-        optional={"select": st.lists(_TEXT, max_size=2), "exclude": st.lists(_TEXT, max_size=2)},
+        {"command": st.sampled_from(["build", "run", "test", "seed", "snapshot", "compile", "docs"])},
+        optional={
+            "select": st.lists(_SELECTORS, max_size=2),
+            "exclude": st.lists(_SELECTORS, max_size=2),
+            "allow_empty": st.booleans(),
+        },
     ),
     min_size=1,
     max_size=3,
@@ -180,8 +186,10 @@ _STAGES: dict[str, st.SearchStrategy[Mapping[str, Any]]] = {
                 {"kind": st.just("dbt"), "steps": _STEPS},
                 optional={
                     "vars": _VARS,
-                    "env": st.dictionaries(st.from_regex("[A-Za-z_][A-Za-z0-9_]*", fullmatch=True), _TEXT, max_size=2),
+                    "env": st.dictionaries(st.from_regex("MY_[A-Za-z0-9_]*", fullmatch=True), _ENV_TEXT, max_size=2),
                     "target": IDENTIFIERS,
+                    "schema": st.sampled_from(["main", "dev"]),
+                    "database": st.sampled_from(["warehouse", "dbt_of_theirs"]),
                 },
             ),
             "inputs": _inputs(TABLES),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.model.errors import Category, SpecError
-from runner.model.spec import WORK_OF_STAGE, JobSpec, Stage, parse_spec
+from runner.model.spec import WORK_OF_STAGE, DbtWork, JobSpec, Stage, parse_spec
 from runner.model.strict import MAX_DOCUMENT_BYTES
 from tests.support.documents import job_spec, job_specs, spec_document, spec_documents
 
@@ -143,9 +143,26 @@ def test_every_stage_has_its_kind_of_work() -> None:
         ({"work": {"steps": []}}, "work.kind", "expected a value, got none"),
         ({"work": dbt(steps=[])}, "work.steps", "expected at least 1 item"),
         (
-            {"work": dbt(steps=[{"command": "docs"}])},
+            {"work": dbt(steps=[{"command": "deps"}])},
             "work.steps[0].command",
-            "expected 'build', 'run', 'test', 'seed' or",
+            "expected 'build', 'run', 'test', 'seed', 'snapshot', 'compile' or 'docs'",
+        ),
+        (
+            {"work": dbt(steps=[{"command": "test", "full_refresh": True}])},
+            "work.steps[0]",
+            "full_refresh: expected it with build, run, seed or compile, got 'test'",
+        ),
+        (
+            {"work": dbt(steps=[{"command": "run", "select": ["--target", "x"]}])},
+            "work.steps[0].select[0]",
+            "expected ^[^-], got '--target'",
+        ),
+        ({"work": dbt(schema="a-b")}, "work.schema", f"{IDENTIFIER}, got 'a-b'"),
+        ({"work": dbt(database="a.b")}, "work.database", f"{IDENTIFIER}, got 'a.b'"),
+        (
+            {"work": dbt(database="temp")},
+            "work.database",
+            "expected a name that DuckDB does not use itself, got 'temp'",
         ),
         ({"work": dbt(env={"A B": "x"})}, "work.env.A B", "expected ^[A-Za-z_][A-Za-z0-9_]*$, got 'A B'"),
         ({"work": dbt(vars={"x": None})}, "work.vars.x", "expected a valid string, got NoneType"),
@@ -306,6 +323,43 @@ def test_the_work_has_to_be_the_stages_own(stage: str, other: str) -> None:
 )
 def test_inputs_and_outputs_have_to_suit_the_work(stage: str, given: dict[str, Any], message: str) -> None:
     assert refusal(stage, **given).message.startswith(f"job spec: {message}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "PATH",
+        "HOME",
+        "TMPDIR",
+        "TZ",
+        "LC_ALL",
+        "LD_PRELOAD",
+        "PYTHONPATH",
+        "DBT_ENGINE_TARGET",
+        "DBT_RECORDER_MODE",
+    ],
+)
+def test_a_variable_that_steers_the_process_is_refused(name: str) -> None:
+    message = refusal(work=dbt(env={name: "x"})).message
+    assert message == (
+        f"job spec: work.env: expected a variable that the project reads, got {name}, which steers the process"
+    )
+
+
+def test_a_projects_own_variables_are_taken_with_dbts_prefix_too() -> None:
+    env = {"DBT_TARGET": "x", "DBT_ENV_CUSTOM_ENV_A": "x", "COUNTRY": "x", "PATHS": "x"}
+    work = job_spec(work=dbt(env=env)).work
+    assert isinstance(work, DbtWork)
+    assert work.env == env
+
+
+def test_a_database_named_as_a_schema_is_refused() -> None:
+    # DuckDB calls `staging.flights` ambiguous where there is both.
+    for document in (
+        {"work": dbt(database="lake", schema="lake")},
+        {"work": dbt(database="staging"), "inputs": [{"dataset": "staging.flights"}]},
+    ):
+        assert "work.database: expected a name that no schema has, got" in refusal("transform", **document).message
 
 
 def test_one_dataset_may_be_read_at_two_snapshots_under_two_names() -> None:

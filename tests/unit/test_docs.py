@@ -80,7 +80,8 @@ def test_each_setting_is_on_the_page_and_no_other() -> None:
 
 def test_no_page_names_a_variable_that_is_no_setting() -> None:
     named = {name for each in PAGES for name in re.findall(r"\bRUNNER_[A-Z_]+", each.read_text("utf-8"))}
-    assert named <= set(settings())
+    # What begins with RUNNER_TEST_ is the tests' own and steers nothing of the product.
+    assert {name for name in named if not name.startswith("RUNNER_TEST_")} <= set(settings())
 
 
 def test_each_default_is_the_one_in_force() -> None:

@@ -234,16 +234,17 @@ def _evolve(dataset: str, transaction: Transaction, wanted: Schema) -> None:
         return
     try:
         with transaction.update_schema() as update:
+            # Paths are tuples: pyiceberg would take a dot in a text for a step into a struct.
             names = {field.name for field in wanted.fields}
             for field in current.fields:
                 if field.name not in names:
-                    update.delete_column(field.name)
+                    update.delete_column((field.name,))
             for field in wanted.fields:
                 known = next((each for each in current.fields if each.name == field.name), None)
                 if known is None:
-                    update.add_column(field.name, field.field_type)
+                    update.add_column((field.name,), field.field_type)
                 elif known.field_type != field.field_type:
-                    update.update_column(field.name, field_type=field.field_type)
+                    update.update_column((field.name,), field_type=field.field_type)
     except Exception as exc:  # pyiceberg raises many kinds here, and each means that the columns do not fit
         raise SchemaError(
             f"{dataset}: expected columns that the table can take on, got {_difference(current, wanted)}: {exc}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +14,15 @@ from runner.engines.inputs import BrokeredS3, Inputs
 from runner.engines.types import (
     ColumnType,
     cast_columns,
-    column_type,
+    column_types,
     field_ids,
     field_ids_sql,
+    leaves,
     literal,
     quote,
     quote_relation,
 )
-from runner.model.errors import InfrastructureError
+from runner.model.errors import InfrastructureError, SchemaError
 from runner.model.manifest import Column, Fingerprint
 from runner.model.messages import EngineFile, EngineOutput, Job, JobOutput
 from runner.model.names import is_table
@@ -87,20 +89,30 @@ def export(
 ) -> EngineOutput:
     """Write `relation` (a quoted name, or a query in parentheses) as the output's file in scratch.
 
-    Columns are cast to types that Iceberg has, without loss. Raises `SchemaError` where one has none.
+    Columns are cast to types that Iceberg has, without loss. Raises `SchemaError` where a type, a name or a value of
+    one cannot be kept.
     """
     dataset = dataset or output.output.dataset
-    described = connection.sql(f"SELECT * FROM {relation} LIMIT 0")
-    columns = {
-        name: column_type(dtype, relation=dataset, column=name)
-        for name, dtype in zip(described.columns, described.types, strict=True)
-    }
+    # A query is described as it is: around it, SELECT * would give the second of two equal names another.
+    described = connection.sql(relation if relation.startswith("(") else f"FROM {relation}")
+    columns = column_types(described.columns, described.types, relation=dataset)
     kind = "csv" if output.output.format == "csv" else "parquet"
     parts = dataset.replace(".", "/").split("/")
     name = f"{'-'.join(parts)}/{parts[-1]}.{kind}"
     path = Path(job.scratch) / "out" / name
     path.parent.mkdir(parents=True)
-    rows = _copy(connection, relation, columns, path, kind, output if is_table(dataset) else None)
+    try:
+        rows = _copy(connection, relation, columns, path, kind, output if is_table(dataset) else None)
+    except (duckdb.ConversionException, duckdb.OutOfRangeException) as exc:
+        changed = {
+            name: each.sql
+            for (name, each), came in zip(columns.items(), described.types, strict=True)
+            if str(came) != each.sql
+        }
+        _blame(connection, relation, changed, dataset, exc)
+        raise  # the logic's own arithmetic, not our casts
+    if kind == "parquet":
+        _check_times(connection, path, columns, dataset)
     return EngineOutput(
         dataset=dataset,
         files=(EngineFile(path=name, rows=rows, sha256=_sha256(path)),),
@@ -122,10 +134,68 @@ def _copy(
 ) -> int:
     options = "FORMAT csv, HEADER" if kind == "csv" else "FORMAT parquet, COMPRESSION zstd"
     if table:
-        options += f", FIELD_IDS {field_ids_sql(field_ids(columns, table.field_ids, table.last_field_id))}"
+        ids = field_ids(columns, table.field_ids, table.last_field_id, relation=table.output.dataset)
+        options += f", FIELD_IDS {field_ids_sql(ids)}"
     query = f"COPY (SELECT {cast_columns(columns)} FROM {relation}) TO {literal(str(path))} ({options})"
     row = connection.execute(query).fetchone()
     return int(row[0]) if row else 0
+
+
+def _blame(
+    connection: duckdb.DuckDBPyConnection, relation: str, changed: dict[str, str], dataset: str, exc: duckdb.Error
+) -> None:
+    """DuckDB does not say which column a failed cast was of: raise `SchemaError` for the one whose cast fails alone."""
+    for name, sql in changed.items():
+        column = quote(name)
+        try:
+            connection.execute(f"SELECT max(hash({column})) FROM {relation}").fetchall()
+        except duckdb.Error:
+            continue
+        try:
+            connection.execute(f"SELECT max(hash(CAST({column} AS {sql}))) FROM {relation}").fetchall()
+        except (duckdb.ConversionException, duckdb.OutOfRangeException) as again:
+            raise SchemaError(
+                f"{dataset}.{name}: expected values that fit {sql}, the widest that Iceberg has: {reason(again)}",
+                subject=f"{dataset}.{name}",
+                hint=f"cast it in the model: CAST({column} AS DOUBLE) rounds, CAST({column} AS VARCHAR) keeps all",
+            ) from exc
+
+
+def _check_times(
+    connection: duckdb.DuckDBPyConnection, path: Path, columns: dict[str, ColumnType], dataset: str
+) -> None:
+    """Raises `SchemaError` for what only DuckDB reads back: infinite times, years outside 1 to 9999, and 24:00:00.
+
+    Other readers take DuckDB's infinity for a day in the year 5,881,580, or fail. The file's statistics tell, so that
+    no value is looked at twice.
+    """
+    timed = {
+        place: (name, kind)
+        for place, (name, kind) in enumerate(leaves(columns))
+        if kind in ("date", "time", "timestamp", "timestamptz")
+    }
+    if not timed:
+        return
+    found = connection.execute(
+        f"SELECT column_id, stats_min_value, stats_max_value FROM parquet_metadata({literal(str(path))}) "
+        f"WHERE column_id IN ({', '.join(map(str, timed))})"
+    ).fetchall()
+    for place, *bounds in found:
+        name, kind = timed[place]
+        allowed = _TIMES if kind == "time" else _DATES
+        for value in bounds:
+            if value is not None and not allowed.fullmatch(value):
+                column = quote(next(each for each in columns if f"{name}.".startswith(f"{each}.")))
+                raise SchemaError(
+                    f"{dataset}.{name}: expected a {kind} {_RANGE[kind == 'time']}, got {value}",
+                    subject=f"{dataset}.{name}",
+                    hint=f"in the model, make it NULL, or cast it: CAST({column} AS VARCHAR)",
+                )
+
+
+_DATES = re.compile(r"\d{4}-\d\d-\d\d(?!.*BC).*")
+_TIMES = re.compile(r"([01]\d|2[0-3]):.*")
+_RANGE = ("of the years 1 to 9999", "before 24:00:00")
 
 
 def _fingerprint(
@@ -135,10 +205,13 @@ def _fingerprint(
     kept = {name: each for name, each in columns.items() if name not in PER_RUN_COLUMNS}
     reader = "read_csv" if kind == "csv" else "read_parquet"
     options = ", header = true, all_varchar = true" if kind == "csv" else ""
-    names = ", ".join(quote(name) for name in kept)
+    names = ", ".join(quote(name) for name in kept) or "NULL"
+    whole = "t"
+    while whole in {name.lower() for name in kept}:
+        whole += "_"  # or hash() would be of the column of that name alone
     row = connection.execute(
-        f"SELECT count(*), coalesce(sum(hash(t)), 0) FROM "
-        f"(SELECT {names} FROM {reader}({literal(str(path))}{options})) t"
+        f"SELECT count(*), coalesce(sum(hash({whole})), 0) FROM "
+        f"(SELECT {names} FROM {reader}({literal(str(path))}{options})) {whole}"
     ).fetchone()
     rows, total = row or (0, 0)
     shape = ";".join(f"{name} {each.iceberg}" for name, each in kept.items())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from duckdb.sqltypes import DuckDBPyType
@@ -34,10 +35,26 @@ _WIDENED = {
     "ubigint": ("DECIMAL(20,0)", "decimal(20,0)"),
     "timestamp_s": ("TIMESTAMP", "timestamp"),
     "timestamp_ms": ("TIMESTAMP", "timestamp"),
-    # 38 digits hold all but the outermost HUGEINTs; the cast fails on those, so nothing is rounded.
+    # 38 digits hold all but the outermost values; the cast fails on those, so nothing is rounded.
     "hugeint": ("DECIMAL(38,0)", "decimal(38,0)"),
+    "uhugeint": ("DECIMAL(38,0)", "decimal(38,0)"),
 }
 _SCALARS = {**_SAME, **_WIDENED}
+_CASTS = {
+    # Each of these loses something, or makes text of it: the model's author is the one to say so.
+    "timestamp_ns": "CAST({} AS TIMESTAMP), which drops what is finer than a microsecond",
+    "time_ns": "CAST({} AS TIME), which drops what is finer than a microsecond",
+    "time with time zone": "CAST({} AS TIME), which drops the offset, or CAST({} AS VARCHAR)",
+    "bignum": "CAST({} AS DECIMAL(38,0)), which fails on more digits, or CAST({} AS VARCHAR)",
+    "union": "union_extract({}, 'a_member') for each member, or CAST({} AS VARCHAR)",
+    "geometry": "ST_AsWKB({}) or ST_AsText({})",
+    "variant": "CAST({} AS JSON)",
+}
+MAX_NAME_BYTES = 255
+"""AWS Glue's limit for a column's name: https://docs.aws.amazon.com/glue/latest/webapi/API_Column.html."""
+
+_RESERVED = ("__duckdb_field_id",)
+"""What DuckDB's FIELD_IDS option takes for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +64,79 @@ class ColumnType:
     sql: str
     iceberg: str
     children: Mapping[str, ColumnType] = field(default_factory=dict)
+
+
+def column_types(names: Sequence[str], types: Sequence[DuckDBPyType], *, relation: str) -> dict[str, ColumnType]:
+    """How a relation's columns are published. Raises `SchemaError` for a name or a type that Iceberg cannot keep."""
+    check_names(names, of=relation)
+    columns = {
+        name: column_type(dtype, relation=relation, column=name) for name, dtype in zip(names, types, strict=True)
+    }
+    seen: set[str] = set()
+    for path in _paths("", columns):
+        # Iceberg's libraries find a field by its names joined with dots.
+        if path in seen:
+            raise SchemaError(
+                f"{relation}.{path}: expected one column of this full name, got two: one has a dot in its name",
+                subject=f"{relation}.{path}",
+                hint="write another name without a dot (AS ...)",
+            )
+        seen.add(path)
+    return columns
+
+
+def check_names(names: Iterable[str], *, of: str) -> None:
+    """Raises `SchemaError` for a name that is empty, too long or unprintable, and for two that fold into one."""
+    folded: dict[str, str] = {}
+    for name in names:
+        problem = _problem(name)
+        if problem:
+            raise SchemaError(
+                f"{of}: expected a column's or a field's name {problem}, got {name!r}",
+                subject=of,
+                hint="write another name (AS ...); for a struct, {'name': value}",
+            )
+        other = folded.get(name.lower())
+        folded[name.lower()] = name
+        if other is not None:
+            raise SchemaError(
+                f"{of}: expected names that differ in more than case, got {other!r} and {name!r}",
+                subject=of,
+                hint="write another name for one of them (AS ...): DuckDB and Athena take both for one",
+            )
+
+
+def _problem(name: str) -> str | None:
+    if not name:
+        return "of at least one character"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"of at most {MAX_NAME_BYTES} bytes in UTF-8"
+    if any(unicodedata.category(each) in ("Cc", "Zl", "Zp") for each in name):
+        return "without control characters or line breaks"
+    if name.lower() in _RESERVED:
+        return "that DuckDB does not keep for itself"
+    return None
+
+
+def _paths(prefix: str, columns: Mapping[str, ColumnType]) -> Iterator[str]:
+    for name, each in columns.items():
+        yield prefix + name
+        yield from _paths(f"{prefix}{name}.", each.children)
+
+
+def _known_paths(prefix: str, ids: Mapping[str, FieldIds]) -> Iterator[str]:
+    for name, each in ids.items():
+        yield prefix + name
+        yield from _known_paths(f"{prefix}{name}.", each.children)
+
+
+def leaves(columns: Mapping[str, ColumnType], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Full name and Iceberg type of each column of a Parquet file, in the file's order."""
+    for name, each in columns.items():
+        if each.children:
+            yield from leaves(each.children, f"{prefix}{name}.")
+        else:
+            yield prefix + name, each.iceberg
 
 
 def column_type(dtype: DuckDBPyType, *, relation: str, column: str) -> ColumnType:
@@ -61,24 +151,29 @@ def column_type(dtype: DuckDBPyType, *, relation: str, column: str) -> ColumnTyp
             sql=f"DECIMAL({parts['precision']},{parts['scale']})",
             iceberg=f"decimal({parts['precision']},{parts['scale']})",
         )
-    if kind in ("list", "struct", "map"):
-        names = {"list": ["element"], "map": ["key", "value"]}.get(kind) or [name for name, _ in dtype.children]
+    if kind in ("list", "array", "struct", "map"):
+        # An array's size is told among its children, and is a rule for its values rather than one of them.
+        inside = [(name, child) for name, child in dtype.children if isinstance(child, DuckDBPyType)]
+        names = {"list": ["element"], "array": ["element"], "map": ["key", "value"]}.get(kind)
+        if names is None:
+            names = [name for name, _ in inside]
+            check_names(names, of=f"{relation}.{column}")
         children = {
             name: column_type(child, relation=relation, column=f"{column}.{name}")
-            for name, (_, child) in zip(names, dtype.children, strict=True)
-            if isinstance(child, DuckDBPyType)
+            for name, (_, child) in zip(names, inside, strict=True)
         }
         return _nested(kind, children)
     raise SchemaError(
         f"{relation}.{column}: expected a type that Iceberg has, got {dtype}",
         subject=f"{relation}.{column}",
-        hint=f"cast it in the model, for example CAST({quote(column)} AS VARCHAR)",
+        hint="cast it in the model, for example "
+        + _CASTS.get(kind, "CAST({} AS VARCHAR)").replace("{}", quote(column)),
     )
 
 
 def _nested(kind: str, children: dict[str, ColumnType]) -> ColumnType:
     types = list(children.values())
-    if kind == "list":
+    if kind in ("list", "array"):
         return ColumnType(sql=f"{types[0].sql}[]", iceberg=f"list<{types[0].iceberg}>", children=children)
     if kind == "map":
         return ColumnType(
@@ -94,12 +189,21 @@ def _nested(kind: str, children: dict[str, ColumnType]) -> ColumnType:
 
 
 def field_ids(
-    columns: Mapping[str, ColumnType], known: Mapping[str, FieldIds], last_field_id: int
+    columns: Mapping[str, ColumnType], known: Mapping[str, FieldIds], last_field_id: int, *, relation: str
 ) -> dict[str, FieldIds]:
     """Ids for `columns`: a known column keeps its own; new ones get the next, as pyiceberg will give them out.
 
     pyiceberg numbers a new table level by level, and a column added to a table together with what is nested in it.
+    Raises `SchemaError` where a known column has other fields inside now.
     """
+    for name in columns.keys() & known.keys():
+        came, expected = list(_paths("", columns[name].children)), list(_known_paths("", known[name].children))
+        if set(came) != set(expected):
+            raise SchemaError(
+                f"{relation}.{name}: expected the fields {expected} that the table has inside, got {came}",
+                subject=f"{relation}.{name}",
+                hint="publish a column of other fields under a new name: no old row could be read as the new kind",
+            )
     fresh = iter(range(last_field_id + 1, 2**31))
     if not known:
         return _level(columns, fresh)

@@ -9,6 +9,7 @@ from runner.flow.resolve import Resolved
 from runner.model.errors import Category, Failure
 from runner.model.manifest import InputRecord, Report, Software, Step
 from runner.model.messages import EngineOutput, EngineResult
+from runner.model.names import quarantine_of
 from runner.model.spec import JobSpec
 from runner.ports import Execution
 
@@ -25,9 +26,17 @@ class Audited:
 def audit(spec: JobSpec, resolved: Resolved, execution: Execution, software: Software) -> Audited:
     """A failed audit publishes no output; the quarantine is published all the same, so that no bad row is lost."""
     result = execution.result
-    failure = result.failure or _failed_step(result.steps) or _missing_output(spec, result) or _sums(result)
+    failure = (
+        _undeclared_output(spec, result)
+        or result.failure
+        or _failed_step(result.steps)
+        or _missing_output(spec, result)
+        or _sums(result)
+    )
     return Audited(
-        outputs=tuple(output for output in result.outputs if output.quarantine or failure is None),
+        outputs=tuple(
+            each for each in result.outputs if failure is None or (each.quarantine and _is_declared(spec, each))
+        ),
         failure=failure,
         report=Report(
             logic=resolved.logic,
@@ -52,6 +61,23 @@ def _failed_step(steps: Iterable[Step]) -> Failure | None:
     rows = "rows" if first.rows is None else f"{first.rows:,} rows"
     message = f"{first.kind} {first.name}: expected no row that breaks it, got {rows}{others}"
     return Failure(category=Category.DATA, message=message, subject=first.name)
+
+
+def _is_declared(spec: JobSpec, output: EngineOutput) -> bool:
+    names = [each.dataset for each in spec.outputs]
+    return output.dataset in ([quarantine_of(name) for name in names] if output.quarantine else names)
+
+
+def _undeclared_output(spec: JobSpec, result: EngineResult) -> Failure | None:
+    """The engine runs logic that nobody here wrote: it publishes what the spec declares, and nothing else."""
+    for output in result.outputs:
+        if not _is_declared(spec, output):
+            return Failure(
+                category=Category.LOGIC,
+                message=f"output {output.dataset}: expected only outputs that the spec declares",
+                subject=output.dataset,
+            )
+    return None
 
 
 def _missing_output(spec: JobSpec, result: EngineResult) -> Failure | None:

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from runner.model.errors import Failure
 from runner.model.manifest import Column, Fingerprint, Pin, SourceRecord, Step
+from runner.model.names import RelativePath
 from runner.model.spec import Output, Resources, Work
 from runner.model.strict import Strict
 
@@ -63,7 +64,7 @@ class EngineOutput(Strict):
 
 
 class EngineFile(Strict):
-    path: str
+    path: RelativePath
     """Relative to `<scratch>/out/`."""
     rows: int | None = None
     sha256: str | None = None

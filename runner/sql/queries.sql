@@ -7,7 +7,7 @@ VALUES (%(run_id)s, %(effect)s, %(pipeline)s, %(task)s, %(pipeline_run)s, %(stag
 ON CONFLICT (run_id) DO NOTHING;
 
 -- name: stored_spec
-SELECT spec_sha256, submitted_at FROM ledger.runs WHERE run_id = %(run_id)s;
+SELECT spec, spec_sha256, submitted_at FROM ledger.runs WHERE run_id = %(run_id)s;
 
 -- name: lock_run
 -- tries leaves out attempts that were handed back: a stopped worker spends none.

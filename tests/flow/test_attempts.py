@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -23,8 +25,8 @@ from runner.model.errors import (
     TransientError,
 )
 from runner.model.manifest import Manifest, State
-from runner.ports import LEASE_S
-from runner.worker import Outcome
+from runner.ports import LEASE_S, LostLease
+from runner.worker import Lost, Outcome
 from tests.flow.moments import CLAIMED, PLANNED, ends_well
 from tests.support.flow_world import At, Crash, Tap, Turn, World, assert_once_and_true, load, transform
 
@@ -323,11 +325,26 @@ def test_pins_are_kept_by_a_crash_too(world: World) -> None:
     with pytest.raises(Crash):
         world.deliver(spec.stage, Tap().crash(At("after", "ledger.pin")))
     world.publish("staging.flights")
+    tap = Tap()
 
-    world.work_off(spec.stage)
+    world.work_off(spec.stage, tap)
 
     (pin,) = ends_well(world, spec).pins
     assert pin.snapshot == "1000000000000000001"
+    assert "tables.pin" not in tap.calls, "nobody asks what is newest now"
+
+
+def test_the_pins_that_the_ledger_has_are_the_ones_read(world: World) -> None:
+    """As with the plan: where a request was sent twice, the first to arrive counts."""
+    spec = world.submit(transform())
+    first = world.tables.pin("staging.flights", "staging.flights", None)
+    world.publish("staging.flights")
+    tap = Tap().pause(At("before", "ledger.pin"), lambda: world.ledger.pin(spec.run_id, 1, [first]))
+
+    world.deliver(spec.stage, tap)
+
+    assert ends_well(world, spec).pins == (first,)
+    assert [each.pin for each in world.engine.jobs[0].inputs] == [first]
 
 
 @pytest.mark.parametrize(
@@ -368,13 +385,13 @@ def test_a_run_that_finds_a_pinned_input_expired_fails_and_reads_no_other(world:
 # ---------------------------------------------------------------- told to stop
 
 
-def stop(world: World) -> Callable[[], None]:
-    return lambda: signal.raise_signal(signal.SIGTERM)
+def sigterm() -> None:
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_worker_that_is_told_to_stop_hands_its_job_back_and_that_spends_no_try(world: World) -> None:
     spec = world.submit(transform(max_attempts=1))
-    world.engine.script = [Turn(meanwhile=stop(world))]
+    world.engine.script = [Turn(meanwhile=sigterm)]
     worker = world.worker()
     began = world.clock.now()
 
@@ -391,7 +408,7 @@ def test_a_worker_that_is_told_to_stop_hands_its_job_back_and_that_spends_no_try
 
 def test_a_run_may_be_handed_back_any_number_of_times(world: World, no_jitter: None) -> None:
     spec = world.submit(transform(max_attempts=2))
-    world.engine.script = [Turn(meanwhile=stop(world))] * 5 + [Turn(raises=TransientError("not now"))]
+    world.engine.script = [Turn(meanwhile=sigterm)] * 5 + [Turn(raises=TransientError("not now"))]
     outcomes = []
     for _ in range(6):
         worker = world.worker()
@@ -423,7 +440,7 @@ def test_a_run_may_be_handed_back_any_number_of_times(world: World, no_jitter: N
 )
 def test_a_job_may_be_stopped_anywhere(world: World, at: At) -> None:
     spec = world.submit(transform(max_attempts=1 if at != CLAIMED else 2))
-    worker = world.worker(Tap().pause(at, stop(world)))
+    worker = world.worker(Tap().pause(at, sigterm))
 
     with worker.stops_on_sigterm():
         list(worker.work(spec.stage, max_jobs=None, idle_timeout_s=None))
@@ -435,7 +452,7 @@ def test_a_job_may_be_stopped_anywhere(world: World, at: At) -> None:
 def test_a_worker_that_is_told_to_stop_while_it_waits_takes_no_job(world: World) -> None:
     """The signal comes during the long poll, which then brings a message all the same."""
     spec = world.submit(transform())
-    worker = world.worker(Tap().pause(At("after", "queue.receive"), stop(world)))
+    worker = world.worker(Tap().pause(At("after", "queue.receive"), sigterm))
 
     with worker.stops_on_sigterm():
         ended = list(worker.work(spec.stage, max_jobs=None, idle_timeout_s=None))
@@ -461,6 +478,17 @@ def test_the_signals_handlers_are_put_back(world: World) -> None:
 # ---------------------------------------------------------------- heartbeats
 
 
+def until(seen: Callable[[], bool]) -> Callable[[], None]:
+    """Goes on as soon as it is so; fails the test if it never is."""
+
+    def wait() -> None:
+        give_up = time.monotonic() + 10
+        while not seen():
+            assert time.monotonic() < give_up, "it never came"
+
+    return wait
+
+
 def test_a_heartbeat_keeps_the_lease_and_the_message_for_as_long_as_the_work_takes(world: World) -> None:
     spec = world.submit(transform())
     kept = Event()
@@ -481,7 +509,7 @@ def test_a_heartbeat_keeps_the_lease_and_the_message_for_as_long_as_the_work_tak
         hide(delivery, seconds=seconds)  # type: ignore[arg-type]
         kept.set()
 
-    world.queue.hide = noticed  # type: ignore[method-assign, assignment]
+    world.queue.hide = noticed  # type: ignore[method-assign]
     world.engine.script = [Turn(meanwhile=slow)]
     list(world.worker(tap, heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
     world.work_off(spec.stage)
@@ -491,7 +519,57 @@ def test_a_heartbeat_keeps_the_lease_and_the_message_for_as_long_as_the_work_tak
     assert len(world.engine.jobs) == 1
 
 
+def test_a_heartbeat_that_fails_is_made_good_by_the_next(world: World) -> None:
+    spec = world.submit(transform())
+    tap = Tap().fail(At("before", "ledger.heartbeat"), TransientError("no answer"))
+    world.engine.script = [Turn(meanwhile=until(lambda: "queue.hide" in tap.calls))]
+
+    list(world.worker(tap, heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
+
+    assert tap.calls.index("queue.hide") > tap.calls.index("ledger.heartbeat")
+    ends_well(world, spec)
+
+
+def test_a_heartbeat_that_finds_the_lease_lost_lets_the_message_go(world: World) -> None:
+    """It is the heir's now; and the job learns by itself, at its next write to the ledger."""
+    spec = world.submit(transform())
+    tap = Tap()
+
+    def meanwhile() -> None:
+        world.elsewhere(spec.stage)()
+        until(lambda: ("ledger.heartbeat", LostLease) in tap.refusals)()
+
+    world.engine.script = [Turn(meanwhile=meanwhile)]
+    zombie = list(world.worker(tap, heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
+
+    assert zombie == [Lost()]
+    assert tap.refusals.count(("ledger.heartbeat", LostLease)) == 1, "it does not go on"
+    ends_well(world, spec)
+
+
+def test_a_log_can_be_read_while_the_work_goes_on(world: World) -> None:
+    spec = world.submit(transform())
+    key = f"runs/{spec.run_id}/log.1.jsonl"
+    world.engine.script = [Turn(meanwhile=until(lambda: b"execution 1" in (world.objects.get(key) or b"")))]
+
+    list(world.worker(heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
+
+    ends_well(world, spec)
+
+
 # ---------------------------------------------------------------- the room
+
+
+def test_a_worker_without_scratch_says_so_and_leaves_the_run_to_others(world: World, tmp_path: Path) -> None:
+    (tmp_path / "1").write_text("a file where the first worker's folder should be")
+    spec = world.submit(transform())
+
+    with pytest.raises(InfrastructureError, match=r"scratch .*: expected a folder to write to"):
+        world.deliver(spec.stage)
+
+    world.work_off(spec.stage)
+    ends_well(world, spec)
+    assert world.outcomes(spec) == ["lost", "succeeded"]
 
 
 @pytest.mark.parametrize("turn", [Turn(), Turn(raises=TransientError("not now")), Turn(raises=LogicError("no good"))])

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import pytest
 
-from runner.model.errors import TransientError
+from runner.flow.waiting import Waiting
+from runner.model.errors import InfrastructureError, TransientError
+from runner.ports import LEASE_S
+from runner.worker import OUTAGE_PAUSE_S, Lost
 from tests.flow.moments import (
     CASES,
     CLAIMED,
     DECIDED,
     EXECUTED,
+    MOMENTS,
     PLANNED,
     PLANNED_ON,
     ends_well,
@@ -42,10 +46,10 @@ def test_a_crash_at_any_moment_is_made_good_by_the_next_delivery(world: World, s
     assert {landing.tag.attempt for landing in world.landings(spec)} == {made_by}
 
 
-@pytest.mark.parametrize(("stage", "at"), CASES)
-def test_two_crashes_one_after_the_other_are_made_good(world: World, stage: str, at: At) -> None:
-    """The second one dies at the same point of its own way, if its way leads there."""
-    spec = scripted(world, stage)
+@pytest.mark.parametrize("at", MOMENTS["transform"], ids=str)
+def test_two_crashes_at_the_same_point_are_made_good(world: World, at: At) -> None:
+    """If the second worker's way leads there."""
+    spec = transform()
 
     world.run(spec, Tap().crash(at), Tap().crash(at))
 
@@ -85,7 +89,6 @@ def test_any_call_may_fail_once_with_its_effect_or_without(world: World, stage: 
 OUTAGES = {
     "postgres": ("ledger", "tables"),  # the catalog lives in it too
     "s3": ("objects", "tables"),
-    "sqs": ("queue",),
 }
 
 
@@ -104,7 +107,20 @@ def test_an_outage_that_begins_at_any_moment_costs_no_message_and_doubles_nothin
     assert len(world.engine.jobs) <= 2
 
 
-@pytest.mark.parametrize("service", ["postgres", "s3"])
+def test_an_outage_of_the_queue_leaves_the_message_where_it_is(world: World) -> None:
+    """The run ends all the same. The message comes back by itself, finds it over, and goes."""
+    spec = world.submit(transform())
+
+    with pytest.raises(InfrastructureError, match=r"queue\.delete"):
+        world.deliver(spec.stage, Tap(away={"queue.hide", "queue.delete"}))
+    assert world.recorded(spec) == world.manifest(spec)
+    assert world.queue.waiting(spec.stage) == 1
+
+    world.work_off(spec.stage)
+    assert [each.outcome for each in ends_well(world, spec).attempts] == ["succeeded"]
+
+
+@pytest.mark.parametrize("service", OUTAGES)
 @pytest.mark.parametrize("at", PLANNED_ON, ids=str)
 def test_once_planned_a_run_outlasts_any_outage_however_many_workers_meet_it(
     world: World, at: At, service: str
@@ -115,3 +131,58 @@ def test_once_planned_a_run_outlasts_any_outage_however_many_workers_meet_it(
 
     ends_well(world, spec)
     assert len(world.engine.jobs) == 1
+
+
+# ---------------------------------------------------------------- Postgres away at the one moment that decides
+
+
+def test_postgres_away_at_decide_leaves_all_to_the_next_attempt_which_executes_nothing(world: World) -> None:
+    """Both tables are published, nothing is decided, and the message is the only one who knows: so it stays."""
+    spec = world.submit(transform(max_attempts=1))
+    began = world.clock.now()
+
+    with pytest.raises(InfrastructureError, match=r"ledger\.release"):  # to give the run back needs the ledger too
+        world.deliver(spec.stage, Tap().lose(At("before", "ledger.decide"), "ledger"))
+
+    assert len(world.landings(spec)) == 2
+    assert world.outcomes(spec) == ["running"]
+    assert world.recorded(spec) is None
+
+    with pytest.raises(InfrastructureError, match=r"ledger\.claim"):
+        world.deliver(spec.stage, Tap(away={"ledger"}))
+    assert (world.clock.now() - began).total_seconds() == OUTAGE_PAUSE_S
+
+    back = world.deliver(spec.stage)
+    assert back == Waiting(seconds=LEASE_S - 2 * OUTAGE_PAUSE_S, failure=None), "the first attempt's lease still holds"
+
+    world.deliver(spec.stage)
+    assert (world.clock.now() - began).total_seconds() == LEASE_S
+    assert [each.outcome for each in ends_well(world, spec).attempts] == ["lost", "succeeded"]
+    assert {each.tag.attempt for each in world.landings(spec)} == {1}
+    assert len(world.engine.jobs) == 1
+
+
+def test_postgres_away_right_after_it_decided_leaves_the_record_to_the_next_delivery(world: World) -> None:
+    """The answer was lost, the decision was not: it is found, recorded, and nothing is tried again."""
+    spec = world.submit(transform())
+
+    with pytest.raises(InfrastructureError, match=r"ledger\.decide|ledger\.release"):
+        world.deliver(spec.stage, Tap().lose(At("after", "ledger.decide"), "ledger"))
+    decided = world.manifest(spec)
+    assert world.recorded(spec) is None
+
+    world.work_off(spec.stage)
+    assert ends_well(world, spec) == decided
+    assert world.outcomes(spec) == ["succeeded"]
+
+
+def test_a_decision_whose_answer_alone_was_lost_is_never_taken_back(world: World) -> None:
+    """The worker takes it for a failure and gives the run back; the ledger knows better."""
+    spec = world.submit(transform())
+
+    told = world.deliver(spec.stage, Tap().fail(At("after", "ledger.decide"), TransientError("no answer")))
+
+    assert isinstance(told, Lost)
+    assert world.queue.waiting(spec.stage) == 1
+    world.work_off(spec.stage)
+    assert [each.outcome for each in ends_well(world, spec).attempts] == ["succeeded"]

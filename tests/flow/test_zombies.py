@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 
-from runner.model.errors import Category
-from runner.model.manifest import Manifest, State
+from runner.model.errors import Category, Failure
+from runner.model.manifest import Manifest, Plan, Report, State
 from runner.ports import LostLease, LostRace
 from runner.worker import Lost, Outcome
 from tests.flow.moments import (
@@ -125,6 +126,19 @@ def test_an_attempts_late_plan_is_refused_and_its_files_are_nobodys(world: World
     uploaded = [world.objects.get(key) for key in world.objects.list("tables/marts/")]
     assert uploaded.count(f"{DELAYS} by the zombie".encode()) == 1, "uploaded beside the heir's files, not over them"
     assert world.outcomes(spec) == ["lost", "succeeded"]
+
+
+def test_the_plan_that_the_ledger_has_is_the_one_carried_out(world: World) -> None:
+    """A plan is stored once: where a request was sent twice, the first to arrive counts, whatever the second says."""
+    spec = world.submit(transform())
+    said = Failure(category=Category.DATA, message="the first to arrive")
+    first = Plan(plan_id=uuid4(), run_id=spec.run_id, attempt=1, outputs=(), report=Report(), failure=said)
+    tap = Tap().pause(At("before", "ledger.plan"), lambda: world.ledger.plan(spec.run_id, 1, first))
+
+    world.deliver(spec.stage, tap)
+
+    manifest = assert_once_and_true(world, spec)
+    assert (manifest.plan_id, manifest.failure, manifest.outputs) == (first.plan_id, said, ())
 
 
 def test_a_zombies_commit_on_what_it_loaded_before_its_heirs_lands_nothing(world: World) -> None:

@@ -26,13 +26,14 @@ from runner.model.manifest import (
 )
 from runner.model.messages import EngineFile, EngineOutput, EngineResult, Job, Progress
 from runner.model.names import is_table, manifest_key, quarantine_of, rerun_branch
-from runner.model.spec import JobSpec, Stage
+from runner.model.spec import JobSpec, Stage, parse_spec
 from runner.model.strict import parse_json
 from runner.ports import (
     LEASE_S,
     Checkout,
     CommitTag,
     Datasets,
+    Delivery,
     Engine,
     Execution,
     Ledger,
@@ -78,7 +79,7 @@ class At:
 class Tap:
     """What one worker's calls pass through: it keeps their order, and does at a moment what a test wants done then."""
 
-    faults: dict[At, Callable[[], None]] = field(default_factory=dict)
+    faults: dict[At, Callable[[], object]] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     refusals: list[tuple[str, type[BaseException]]] = field(default_factory=list)
     """Calls that the services themselves answered with an error, and with which."""
@@ -111,7 +112,7 @@ class Tap:
         self.faults[at] = fault
         return self
 
-    def pause(self, at: At, meanwhile: Callable[[], None]) -> Tap:
+    def pause(self, at: At, meanwhile: Callable[[], object]) -> Tap:
         self.faults[at] = meanwhile
         return self
 
@@ -211,13 +212,14 @@ class Turn:
     content: str | None = None
     """What the rows say. Without it every execution makes other rows, as a query with `random()` would."""
     raises: BaseException | None = None
-    meanwhile: Callable[[], None] | None = None
+    meanwhile: Callable[[], object] | None = None
     """What happens elsewhere while the engine is at work."""
     steps: tuple[Step, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     failure: Failure | None = None
     quarantined: int = 0
     leaves_out: frozenset[str] = frozenset()
+    engine: str = "scripted 1"
     claims: tuple[str, ...] | None = ()
     reads: Mapping[str, Read] | None = None
 
@@ -272,7 +274,7 @@ class ScriptedEngine:
             files=(EngineFile(path=f"{path.parent.name}/{path.name}", rows=rows, sha256=sha256),),
             rows=rows,
             columns=(Column(name="id", type="int"),),
-            fingerprint=Fingerprint(rows=None, hash=hashlib.sha256(content.encode()).hexdigest(), engine="scripted 1"),
+            fingerprint=Fingerprint(rows=None, hash=hashlib.sha256(content.encode()).hexdigest(), engine=turn.engine),
             claimed_inputs=turn.claims,
             quarantine=quarantine,
         )
@@ -291,13 +293,27 @@ class Landing:
     contents: tuple[str, ...]
 
 
+class CarefulQueue(MemoryQueue):
+    """Fails the test that loses a message: one goes only when its run is on record, or it lies in the dead letters."""
+
+    def __init__(self, clock: TestClock, objects: Objects) -> None:
+        super().__init__(clock)
+        self._objects = objects
+
+    def delete(self, delivery: Delivery) -> None:
+        if not any(each.message_id == delivery.message_id for each in self.dead_letters(delivery.stage)):
+            spec = parse_spec(delivery.body)
+            assert self._objects.exists(manifest_key(spec.run_id)), "the message went before its run was on record"
+        super().delete(delivery)
+
+
 class World:
     """Services that outlive every worker, and workers made over them, each through a tap of its own."""
 
     def __init__(self, scratch: Path) -> None:
         self.clock = TestClock()
-        self.queue = MemoryQueue(self.clock)
         self.objects = MemoryObjects()
+        self.queue = CarefulQueue(self.clock, self.objects)
         self.tables = MemoryTables()
         self.ledger = MemoryLedger(self.clock)
         self.logic = FakeLogic({COMMIT: {"dbt_project.yml": "name: flights"}})
@@ -366,7 +382,7 @@ class World:
     def lease_runs_out(self) -> None:
         self.clock.advance(LEASE_S + 1)
 
-    def elsewhere(self, stage: Stage) -> Callable[[], None]:
+    def elsewhere(self, stage: Stage) -> Callable[[], object]:
         """What makes a zombie of the worker that is paused: its lease runs out, and others do all the work."""
 
         def carry_on() -> None:
@@ -443,6 +459,10 @@ class World:
         tag = tag_of(logical_time, submitted_at)
         self.tables.load(table).replace(_published(table), tag)
         return tag.run_id
+
+    def publish_from_outside(self, table: str) -> None:
+        """Somebody's who is no run of ours, and leaves no tag."""
+        self.tables.commit(table, self.tables.load(table)._table, _published(table), None)
 
     def scratch_left(self) -> list[str]:
         """Rooms that no worker has tidied up."""

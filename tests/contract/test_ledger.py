@@ -341,6 +341,20 @@ def test_another_spec_under_the_same_run_id_is_refused(ledger: Ledger) -> None:
     assert ledger.spec(spec.run_id) == spec
 
 
+def test_the_same_spec_from_another_release_is_the_same(embedded_url: str) -> None:
+    """A release that knows more fields writes a spec with another digest; what it says is what counts."""
+    import psycopg
+
+    spec, ledger = spec_of(), PgLedger(embedded_url)
+    ledger.submit(spec)
+    with psycopg.connect(embedded_url, autocommit=True) as connection:
+        connection.execute("UPDATE ledger.runs SET spec_sha256 = 'older' WHERE run_id = %s", (spec.run_id,))
+
+    ledger.submit(spec)
+    assert isinstance(ledger.claim(spec, worker="host:1"), Claimed)
+    ledger.close()
+
+
 def test_what_nobody_submitted_is_not_there(ledger: Ledger) -> None:
     unknown = uuid4()
 

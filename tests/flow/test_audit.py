@@ -185,3 +185,15 @@ def test_an_older_runs_quarantine_is_kept_beside_a_newer_ones(world: World) -> N
     assert manifest.failure == TOO_MANY
     assert [each.dataset for each in world.landings(older)] == ["failed/staging/flights"]
     assert world.head("staging.flights") == newer.run_id
+
+
+def test_an_output_that_the_spec_does_not_declare_is_not_published(world: World) -> None:
+    """The engine runs logic that nobody here wrote: were its word enough, it could write any table."""
+    world.engine.script.append(Turn(adds=("marts.salaries",)))
+    manifest = world.run(transform())
+    assert manifest.failure is not None
+    assert manifest.failure.category is Category.LOGIC
+    assert "marts.salaries" in manifest.failure.message
+    assert manifest.outputs == ()
+    assert world.head("marts.salaries") is None
+    assert published(world) == {DELAYS: None, ROUTES: None}

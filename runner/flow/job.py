@@ -28,15 +28,16 @@ Keep = Callable[[JobSpec, Claimed, Room], AbstractContextManager[None]]
 
 def run_job(spec: JobSpec, ports: Ports, *, keep: Keep) -> Manifest | Waiting:
     """Carry the run as far as it goes. Raises `LostLease`, or `InfrastructureError` where nothing can be recorded."""
-    claimed = claim(spec, ports)
-    if isinstance(claimed, Busy):
-        return Waiting(seconds=claimed.seconds, failure=None)
-    if isinstance(claimed, Decided):
-        return claimed.manifest if claimed.recorded else record(claimed.manifest, ports)
-    fields = {"run_id": str(spec.run_id), "attempt": claimed.attempt, "pipeline": spec.pipeline, "task": spec.task}
-    with room(spec, claimed.attempt, ports) as here, bound_to_run(here.log, **fields), keep(spec, claimed, here):
-        ended = _attempt(spec, claimed, ports, here)
-    return ended if isinstance(ended, Waiting) else record(ended, ports)
+    with room(spec, ports) as here:
+        claimed = claim(spec, ports)
+        if isinstance(claimed, Busy):
+            return Waiting(seconds=claimed.seconds, failure=None)
+        if isinstance(claimed, Decided):
+            return claimed.manifest if claimed.recorded else record(claimed.manifest, ports)
+        fields = {"run_id": str(spec.run_id), "attempt": claimed.attempt, "pipeline": spec.pipeline, "task": spec.task}
+        with bound_to_run(here.log, **fields), keep(spec, claimed, here):
+            ended = _attempt(spec, claimed, ports, here)
+        return ended if isinstance(ended, Waiting) else record(ended, ports)
 
 
 def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manifest | Waiting:

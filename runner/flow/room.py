@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from runner.model.errors import InfrastructureError
 from runner.model.spec import JobSpec
@@ -37,9 +38,9 @@ class Room:
 
 
 @contextmanager
-def room(spec: JobSpec, attempt: int, ports: Ports) -> Iterator[Room]:
-    """Raises `InfrastructureError` where the scratch cannot be written."""
-    made = Room((ports.scratch / f"{spec.run_id}.{attempt}").absolute())
+def room(spec: JobSpec, ports: Ports) -> Iterator[Room]:
+    """Made before the claim, so that a full disk costs no attempt. Raises `InfrastructureError` where it cannot be."""
+    made = Room((ports.scratch / f"{spec.run_id}.{uuid4().hex[:8]}").absolute())
     try:
         made.out.mkdir(parents=True)
     except OSError as exc:

@@ -60,16 +60,22 @@ def spawn(
 
 
 def identify(pid: int) -> ProcessIdentity | None:
-    """The process that has this pid now, or None. A zombie is none: it has ended already."""
+    """The process that has this pid now, or None. A zombie is none: it has ended already.
+
+    But a killed process shows as one as soon as its first thread is gone, while the others still hold its sockets.
+    """
     if Path("/proc/self/stat").exists():
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except (FileNotFoundError, ProcessLookupError):
             return None
-        # proc(5): the program's name is in parentheses and may hold anything; state and start are fields 3 and 22.
+        # proc(5): the program's name is in parentheses and may hold anything; state, threads and start are fields 3, 20
+        # and 22.
         fields = stat[stat.rindex(b")") + 2 :].split()
-        state, started = fields[0].decode(), f"{boot} {fields[19].decode()}"
+        state, threads, started = fields[0].decode(), int(fields[17]), f"{boot} {fields[19].decode()}"
+        if state == "Z" and threads > 1:
+            return ProcessIdentity(pid=pid, started=started)
     else:
         state, _, started = _ps(pid, "state=", "lstart=").partition(" ")
     return None if state[:1] in ("", "Z", "X") else ProcessIdentity(pid=pid, started=started.strip())

@@ -12,7 +12,7 @@ from typing import Any
 from runner.app import App
 from runner.config import Settings
 from runner.embedded.services import status
-from runner.model.errors import RunnerError
+from runner.model.errors import InfrastructureError, RunnerError
 from runner.model.spec import Stage
 
 _NEEDS: dict[str, tuple[str, ...]] = {
@@ -67,7 +67,7 @@ def _services(app: App) -> Iterator[Finding]:
     def ledger() -> str:
         pending = app.ledger.pending_migrations()
         if pending:
-            raise RunnerErrorWithFix(f"migrations to apply: {', '.join(pending)}", "runner ledger migrate")
+            raise InfrastructureError(f"migrations to apply: {', '.join(pending)}", hint="runner ledger migrate")
         return "reachable, migrations applied"
 
     def bucket() -> str:
@@ -81,14 +81,5 @@ def _services(app: App) -> Iterator[Finding]:
     for name, check in (("ledger", ledger), ("bucket", bucket), ("queues", queues)):
         try:
             yield Finding(check=name, ok=True, found=check())
-        except RunnerErrorWithFix as error:
-            yield Finding(check=name, ok=False, found=error.found, fix=error.fix)
         except RunnerError as error:
             yield Finding(check=name, ok=False, found=error.message, fix=error.hint)
-
-
-class RunnerErrorWithFix(Exception):
-    def __init__(self, found: str, fix: str) -> None:
-        super().__init__(found)
-        self.found = found
-        self.fix = fix

@@ -177,7 +177,7 @@ class GitLogic:
                 if written != tree:
                     raise LogicError(f"{repo} at {commit}: expected files of tree {tree}, got {written}")
                 self._keep(repo, commit, store, [commit, tree, *(entry.oid for entry in entries)])
-            except BaseException:
+            except BaseException:  # a signal's too: what is half written must not pass for a checkout
                 shutil.rmtree(workspace, ignore_errors=True)
                 raise
         return Checkout(commit=commit, tree=tree, origin=origin, committed_at=committed_at)

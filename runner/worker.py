@@ -132,7 +132,8 @@ class Worker:
     def _beat(self, done: Event, delivery: Delivery, spec: JobSpec, claimed: Claimed, room: Room) -> None:
         while not done.wait(self._heartbeat_s):
             try:
-                self._ports.ledger.heartbeat(spec.run_id, claimed.attempt)
+                if self._ports.ledger.heartbeat(spec.run_id, claimed.attempt):
+                    self._ports.engine(spec.stage).stop()
                 self._queue.hide(delivery, seconds=self._heartbeat_s * 4)
                 upload_log(spec, claimed.attempt, self._ports, room)
             except LostLease:

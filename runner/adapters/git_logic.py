@@ -11,72 +11,42 @@ import hashlib
 import os
 import re
 import shutil
-import signal
 import stat
-import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal, NamedTuple, Protocol
+from typing import IO, Literal
 
-from runner.model.errors import InfrastructureError, LogicError, RateLimitError, RunnerError, SpecError
+from runner.adapters.git_objects import (
+    COMMIT,
+    LS_TREE,
+    SCHEMES,
+    Entry,
+    GitCommand,
+    LogicArchive,
+    archive_commit,
+    archive_key,
+    check_address,
+    disk_faults,
+    entries_of,
+    lines_for_git,
+    production_key,
+    short_hash,
+)
+from runner.model.errors import InfrastructureError, LogicError, RunnerError, SpecError
 from runner.ports import Checkout
 
 MAX_FILE_BYTES = 1024 * 1024
 """`read_file` is for pipeline files and contracts; what is larger is neither."""
-MAX_PATH_CHARS = 1000
-"""Of a path in a commit. It bounds the depth of folders too, which `_tree_hash` descends."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REF = re.compile(r"(?!-)[^\x00-\x20\x7f~^:?*\[\\]{1,250}")
 """Roughly what git-check-ref-format(1) allows: enough that a name is never an option or a pattern."""
-_ADDRESS = re.compile(r"(?:(?P<scheme>[a-z]+)://(?P<host>[A-Za-z0-9_.:\[\]-]*))?/.+")
-"""No user or password: addresses are recorded. No `-…` and no `name::…`: git takes them for commands."""
 
-_ANSWER = re.compile(
-    r"not our ref|unadvertised object|repository '.*' not found|does not appear to be a git repository"
-    r"|is this a git repository|could not read (Username|Password)|Authentication failed|dubious ownership"
-    r"|returned error: 4(?!07|08)\d\d"
-)
-"""git exits with 128 whatever happened, so its words (English, by LC_ALL) must say who failed. These mean
-that the repository was reached and would say the same again; all others that it was not."""
-
-_OPTIONS = (
-    # Few objects would be unpacked one by one: killed midway, a commit is there without its files.
-    "-c", "fetch.unpackLimit=1",
-    # Nothing may be at work in the cache in the background, without our lock.
-    "-c", "gc.auto=0", "-c", "maintenance.auto=false",
-    # A fetch that outlives a killed worker holds its lock: one that hangs has to end by itself.
-    "-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=60",
-)  # fmt: skip
-
-
-class LogicArchive(Protocol):
-    """Keeps the packed objects of every commit checked out, for the day when its repository has lost them."""
-
-    def exists(self, key: str) -> bool: ...
-
-    def put_file(self, key: str, path: Path) -> None: ...
-
-    def get_file(self, key: str, path: Path) -> None:
-        """Raises `FileNotFoundError` if there is no such key."""
-
-
-def archive_key(repo: str, commit: str) -> str:
-    """Where the archive keeps a commit's objects."""
-    return f"logic/{_short_hash(repo)}/{commit}.pack"
-
-
-def check_address(repo: str, schemes: frozenset[str]) -> None:
-    """Raise `SpecError` unless `repo` is an absolute path or a URL of an allowed scheme, with no password."""
-    address = _ADDRESS.fullmatch(repo)
-    scheme, host = (address["scheme"] or "file", address["host"]) if address else ("", "")
-    if scheme not in schemes or (scheme == "file") is bool(host) or not repo.isprintable():
-        expected = f"a URL ({', '.join(sorted(schemes))}) without user and password, or an absolute path"
-        shown = re.sub(r"^([a-z]+://)?.*@", r"\1…@", repo)
-        raise SpecError(f"logic.repo: expected {expected}, got {shown!r}", subject="logic.repo")
+_WHOLE_COMMIT = ("--quiet", "--depth", "1", "--no-tags", "--no-recurse-submodules")
+_HISTORY = ("--quiet", "--filter=tree:0", "--update-shallow", "--no-tags", "--no-recurse-submodules")
+"""Commits without their files, where the server can leave them out; one that cannot sends all, with a warning."""
 
 
 class GitLogic:
@@ -92,32 +62,31 @@ class GitLogic:
         cache: Path,
         archive: LogicArchive,
         *,
-        schemes: frozenset[str] = frozenset({"https", "http", "file"}),
+        schemes: frozenset[str] = SCHEMES,
         env: Mapping[str, str] | None = None,
         timeout_s: float = 120.0,
     ) -> None:
         self._cache = cache.absolute()
         self._archive = archive
         self._schemes = schemes
-        self._timeout_s = timeout_s
-        self._env = {
-            "PATH": os.defpath,
-            **(env or {}),
-            "HOME": str(self._cache),
-            "LC_ALL": "C",
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            "GIT_TERMINAL_PROMPT": "0",
-            # Overrules protocol.*.allow, and binds redirects as well.
-            "GIT_ALLOW_PROTOCOL": ":".join(sorted(schemes)),
-        }
+        self._command = GitCommand(
+            {
+                **(env or {}),
+                "HOME": str(self._cache),
+                "GIT_CONFIG_NOSYSTEM": "1",
+                "GIT_CONFIG_GLOBAL": os.devnull,
+                # Overrules protocol.*.allow, and binds redirects as well.
+                "GIT_ALLOW_PROTOCOL": ":".join(sorted(schemes)),
+            },
+            timeout_s=timeout_s,
+        )
 
     def resolve_ref(self, repo: str, ref: str) -> str:
         """The commit (40 hex digits) that a branch, a tag or these very digits name.
 
         Raises `SpecError` if a branch and a tag of that name differ, `LogicError` if there is neither.
         """
-        if _COMMIT.fullmatch(ref):
+        if COMMIT.fullmatch(ref):
             store, _ = self._store_with(repo, ref)
             self._commit(store, ref, repo)
             return ref
@@ -139,6 +108,28 @@ class GitLogic:
             hint = f"Write {' or '.join(names)}."
             raise SpecError(f"{about}, got both, at different commits", subject=ref, hint=hint)
         return commits.pop()
+
+    def reached(self, repo: str, commit: str, ref: str) -> bool:
+        """Whether the branch or tag `ref` contains the commit, or once did when this was asked.
+
+        A yes is kept in the archive: the branch may be force-pushed, or the repository vanish, before a rerun.
+        Raises `LogicError` if there is no such ref, `InfrastructureError` if nobody answers and none is remembered.
+        """
+        self._check(repo, commit)
+        remembered = production_key(repo, commit, ref)
+        if self._archive.exists(remembered):
+            return True
+        try:
+            tip = self.resolve_ref(repo, ref)
+        except LogicError as error:
+            if error.subject != ref:
+                raise
+            hint = "RUNNER_PRODUCTION_REF names the branch whose commits may publish to other than dev_ datasets"
+            raise LogicError(error.message, subject=ref, hint=hint) from error
+        if commit != tip and commit not in self._ancestors(repo, tip):
+            return False
+        self._archive.put_if_absent(remembered, f"{tip}\n".encode())
+        return True
 
     def read_file(self, repo: str, commit: str, path: str) -> bytes:
         """A file of a commit, of at most `MAX_FILE_BYTES`. Raises `LogicError` if there is no such file."""
@@ -168,7 +159,7 @@ class GitLogic:
         store, origin = self._store_with(repo, commit)
         tree, committed_at = self._commit(store, commit, repo)
         entries = self._entries(store, commit)
-        with _disk_faults():
+        with disk_faults():
             if workspace.exists() and any(workspace.iterdir()):
                 raise InfrastructureError(f"{workspace}: expected an empty folder, got one with files in it")
             try:
@@ -182,47 +173,68 @@ class GitLogic:
                 raise
         return Checkout(commit=commit, tree=tree, origin=origin, committed_at=committed_at)
 
-    # --- the cache, a folder an address: fetched.git, and <commit>.git for what came out of the archive
+    # --- the cache, a folder an address: fetched.git, history.git (no files), <commit>.git (out of the archive)
 
     def _store_with(self, repo: str, commit: str) -> tuple[Path, Literal["repository", "archive"]]:
         """A bare repository with the whole of a commit, fetched if need be, and where it came from."""
+        self._check(repo, commit)
+        with self._locked(repo) as (folder, lock):
+            fetched, restored = folder / "fetched.git", folder / f"{commit}.git"
+            if self._has(fetched, commit):
+                return fetched, "repository"
+            if restored.exists():
+                return restored, "archive"
+            try:
+                about = f"{repo}: expected commit {commit} there or in the archive"
+                self._fetch(fetched, repo, commit, lock, *_WHOLE_COMMIT, about=about)
+            except RunnerError:
+                if not self._restore(restored, repo, commit):
+                    raise
+                return restored, "archive"
+        return fetched, "repository"
+
+    def _ancestors(self, repo: str, tip: str) -> Set[str]:
+        """The commits that `tip` contains, itself among them."""
+        with self._locked(repo) as (folder, lock):
+            history = folder / "history.git"
+            if not self._has(history, tip):
+                about = f"{repo}: expected the history of commit {tip}"
+                self._fetch(history, repo, tip, lock, *_HISTORY, about=about)
+            with _dropped_if_damaged(history):
+                return set(self._git("rev-list", f"refs/commits/{tip}", store=history).decode().splitlines())
+
+    def _check(self, repo: str, commit: str) -> None:
         check_address(repo, self._schemes)
-        if not _COMMIT.fullmatch(commit):
+        if not COMMIT.fullmatch(commit):
             raise SpecError(f"{repo}: expected a commit of 40 hex digits, got {commit!r}", subject=commit)
-        folder = self._cache / _short_hash(repo)
-        fetched, restored = folder / "fetched.git", folder / f"{commit}.git"
-        with _disk_faults():
+
+    @contextmanager
+    def _locked(self, repo: str) -> Iterator[tuple[Path, IO[str]]]:
+        """The repository's folder in the cache, and the lock on it."""
+        folder = self._cache / short_hash(repo)
+        with disk_faults():
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if self._has(fetched, commit):
-                    return fetched, "repository"
-                if restored.exists():
-                    return restored, "archive"
-                try:
-                    self._fetch(fetched, repo, commit, lock)
-                except RunnerError:
-                    if not self._restore(restored, repo, commit):
-                        raise
-                    return restored, "archive"
-        return fetched, "repository"
+                yield folder, lock
 
     def _has(self, store: Path, commit: str) -> bool:
         """By the ref that a fetch ends with: the commit alone can be there without its files."""
         try:
             self._git("cat-file", "-e", f"refs/commits/{commit}", store=store)
         except RunnerError:
+            if (store / "refs/commits" / commit).exists():
+                # The ref without its commit: damaged, and every fetch into it would stumble over that.
+                shutil.rmtree(store, ignore_errors=True)
             return False
         return True
 
-    def _fetch(self, store: Path, repo: str, commit: str, lock: IO[str]) -> None:
+    def _fetch(self, store: Path, repo: str, commit: str, lock: IO[str], *options: str, about: str) -> None:
         # git inherits the lock, so it is held for as long as git lives, even if this process is killed. Its
         # holder may clear away lock files and halves of packs, then: the git that they belonged to is dead.
         for left in (*store.rglob("*.lock"), *store.rglob("tmp_*")):
             left.unlink(missing_ok=True)
         self._git("init", "--bare", "--quiet", "--template=", store=store, holding=lock)
-        options = ("--quiet", "--depth", "1", "--no-tags", "--no-recurse-submodules")
-        about = f"{repo}: expected commit {commit} there or in the archive"
         wanted = f"+{commit}:refs/commits/{commit}"
         self._git("fetch", *options, "--", repo, wanted, store=store, holding=lock, about=about)
 
@@ -244,14 +256,10 @@ class GitLogic:
         return True
 
     def _keep(self, repo: str, commit: str, store: Path, oids: Sequence[str]) -> None:
-        key = archive_key(repo, commit)
-        if self._archive.exists(key):
-            return
-        with tempfile.TemporaryDirectory(dir=self._cache) as scratch, _lines(oids, self._cache) as wanted:
-            pack = Path(scratch, "pack")
-            with pack.open("wb") as out:
-                self._git("pack-objects", "--quiet", "--stdout", store=store, stdin=wanted, stdout=out)
-            self._archive.put_file(key, pack)
+        def git(*arguments: str, stdin: IO[bytes], stdout: IO[bytes]) -> None:
+            self._git(*arguments, store=store, stdin=stdin, stdout=stdout)
+
+        archive_commit(self._archive, repo, commit, oids, git=git, scratch=self._cache)
 
     # --- reading a store
 
@@ -266,19 +274,17 @@ class GitLogic:
             raise LogicError(message, subject=commit)
         return tree[1].decode(), datetime.fromtimestamp(int(committed_s[1]), UTC)
 
-    def _entries(self, store: Path, commit: str) -> list[_Entry]:
+    def _entries(self, store: Path, commit: str) -> list[Entry]:
         """Every file and folder of a commit, each folder before what is in it."""
         with _dropped_if_damaged(store):
-            listed = self._git("ls-tree", "-r", "-t", "-z", "--full-tree", commit, store=store)
-        lines = (line.partition("\t") for line in os.fsdecode(listed).split("\0")[:-1])
-        return [_Entry(mode=head[:6], oid=head[-40:], path=path) for head, _, path in lines]
+            return entries_of(self._git(*LS_TREE, commit, store=store))
 
     def _objects(self, store: Path, oids: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Kind and content of each object, proved by its hash. One at a time is in memory."""
         with (
-            _disk_faults(),
+            disk_faults(),
             _dropped_if_damaged(store),
-            _lines(oids, self._cache) as wanted,
+            lines_for_git(oids, self._cache) as wanted,
             tempfile.TemporaryFile(dir=self._cache) as contents,
         ):
             self._git("cat-file", "--batch", "--buffer", store=store, stdin=wanted, stdout=contents)
@@ -291,7 +297,7 @@ class GitLogic:
                     raise InfrastructureError(f"{store}: expected {oid} as it was fetched, got another {kind}")
                 yield kind, content
 
-    def _write(self, store: Path, entries: Sequence[_Entry], workspace: Path, *, about: str) -> None:
+    def _write(self, store: Path, entries: Sequence[Entry], workspace: Path, *, about: str) -> None:
         for entry in entries:
             entry.check(about)
         # Symlinks last: then no file can be written through one, whatever a crafted tree holds.
@@ -332,79 +338,10 @@ class GitLogic:
         holding: IO[str] | None = None,
         about: str | None = None,
     ) -> bytes:
-        """Run git for its output. `about` begins the message if it fails; `holding` stays open in git too."""
         # Always with a folder: else git looks for one around the current folder, and obeys its configuration.
-        command = ["git", f"--git-dir={store or os.devnull}", *_OPTIONS, *arguments]
         about = about or f"{store}: expected git {arguments[0]} to succeed"
-        try:
-            git = subprocess.Popen(
-                command,
-                stdin=stdin or subprocess.DEVNULL,
-                stdout=stdout or subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=self._env,
-                cwd="/",
-                pass_fds=[holding.fileno()] if holding else [],
-                start_new_session=True,  # so that its children can be ended with it
-            )
-        except FileNotFoundError as exc:
-            raise InfrastructureError(f"git: expected the command in {self._env['PATH']}, got none") from exc
-        try:
-            output, words = git.communicate(timeout=self._timeout_s)
-        except BaseException as exc:  # Ctrl-C too, which does not reach another session
-            with suppress(ProcessLookupError):
-                os.killpg(git.pid, signal.SIGKILL)
-            git.communicate()
-            if isinstance(exc, subprocess.TimeoutExpired):
-                raise InfrastructureError(f"{about}, got no answer within {self._timeout_s:g} s") from exc
-            raise
-        if git.returncode != 0:
-            raise _failure(about, words.decode(errors="replace"))
-        return output or b""
-
-
-_KINDS = {
-    "100644": "a file",
-    "100755": "a file",
-    "120000": "a symlink",
-    "040000": "a folder",
-    "160000": "a submodule",
-}
-
-
-class _Entry(NamedTuple):
-    mode: str
-    oid: str
-    path: str
-
-    @property
-    def kind(self) -> str:
-        return _KINDS.get(self.mode, f"mode {self.mode}")
-
-    def check(self, about: str) -> None:
-        """Raise `LogicError` for what no workspace may hold."""
-        names = self.path.split("/")
-        if self.kind not in ("a file", "a symlink", "a folder"):
-            message = f"{about}: expected only files, folders and symlinks, got {self.kind} at {self.path!r}"
-            raise LogicError(message, subject=self.path)
-        if len(self.path) > MAX_PATH_CHARS or any(name.lower() in ("", ".", "..", ".git") for name in names):
-            expected = f"paths of at most {MAX_PATH_CHARS} characters without '..' or '.git'"
-            raise LogicError(f"{about}: expected {expected}, got {self.path!r}", subject=self.path)
-
-
-def _failure(about: str, words: str) -> RunnerError:
-    lines = ["".join(each if each.isprintable() else " " for each in line)[:300] for line in words.splitlines()]
-    # The first one: what follows ("Could not read from remote repository.") only comes of it.
-    reason = next((line for line in lines if line.startswith(("fatal: ", "error: "))), "a failure without words")
-    hint = next((line for line in reversed(lines) if line.startswith("remote: ")), None)
-    error: type[RunnerError] = LogicError if _ANSWER.search(reason) else InfrastructureError
-    if "returned error: 429" in reason:
-        error = RateLimitError
-    return error(f"{about}, got {reason.removeprefix('fatal: ')}", hint=hint)
-
-
-def _short_hash(repo: str) -> str:
-    return hashlib.sha256(repo.encode()).hexdigest()[:16]
+        where = f"--git-dir={store or os.devnull}"
+        return self._command.run(where, *arguments, about=about, stdin=stdin, stdout=stdout, holding=holding)
 
 
 def _object_hash(kind: str, content: bytes) -> bytes:
@@ -430,15 +367,6 @@ def _tree_hash(folder: bytes) -> bytes:
 
 
 @contextmanager
-def _lines(oids: Sequence[str], scratch: Path) -> Iterator[IO[bytes]]:
-    """A file for git to read: on a pipe, git and this process could come to wait for each other."""
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        file.writelines(f"{oid}\n".encode() for oid in oids)
-        file.seek(0)
-        yield file
-
-
-@contextmanager
 def _dropped_if_damaged(store: Path) -> Iterator[None]:
     """A power cut or a full disk can damage a cache. Then it goes, and the next attempt fetches it anew."""
     try:
@@ -446,11 +374,3 @@ def _dropped_if_damaged(store: Path) -> Iterator[None]:
     except InfrastructureError:
         shutil.rmtree(store, ignore_errors=True)
         raise
-
-
-@contextmanager
-def _disk_faults() -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise InfrastructureError(f"{exc.filename}: expected to read and write there, got {exc.strerror}") from exc

@@ -28,6 +28,8 @@ def resolve_host(host: str, port: int) -> Sequence[str]:
 class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.stopped = False
+        """Whether somebody did not want to wait for its end."""
         self._ends_at = time.monotonic() + seconds
 
     @property
@@ -37,6 +39,11 @@ class Deadline:
     @property
     def passed(self) -> bool:
         return self.remaining_s == 0
+
+    def stop(self) -> None:
+        """The time is over now, also for a transfer that is under way in another thread."""
+        self.stopped = True
+        self._ends_at = time.monotonic()
 
     def cap(self, timeout: float | None) -> float:
         """`timeout`, or what is left if that is less. Raises `httpcore.ReadTimeout` if nothing is."""

@@ -96,6 +96,7 @@ class HttpExtract:
         self._tls = tls or httpx.create_ssl_context()
         self._resolve = resolve
         self._network = network or httpcore.SyncBackend()
+        self._deadline: Deadline | None = None
 
     def execute(self, job: Job, *, served: Mapping[str, Sequence[ServedFile]], say: Say) -> Execution:
         """Fetch every source to `<scratch>/out/<source>/<file name>`.
@@ -108,7 +109,7 @@ class HttpExtract:
         sources = job.work.sources
         for source in sources:  # all of them, before the first byte of any
             self._require_allowed(_url(source), source)
-        deadline = Deadline(job.resources.timeout_s)
+        deadline = self._deadline = Deadline(job.resources.timeout_s)
         fetched = [self._fetch(source, Path(job.scratch), deadline, say) for source in sources]
         datasets = {each.output.from_: each.output.dataset for each in job.outputs}
         result = EngineResult(
@@ -118,6 +119,16 @@ class HttpExtract:
             packages={"httpx": httpx.__version__},
         )
         return Execution(result=result, reads=None)
+
+    def fetch(self, source: Source, scratch: Path, *, timeout_s: float, say: Say) -> Path:
+        """One file to `<scratch>/out/…`, by the same rules. Raises as `execute` does."""
+        self._require_allowed(_url(source), source)
+        return scratch / "out" / self._fetch(source, scratch, Deadline(timeout_s), say).path
+
+    def stop(self) -> None:
+        """The transfer at hand ends with its next byte, or when the server has said nothing for its time limit."""
+        if self._deadline:
+            self._deadline.stop()
 
     def _fetch(self, source: Source, scratch: Path, deadline: Deadline, say: Say) -> _Fetched:
         """One source, in as many tries as it takes and is allowed."""
@@ -317,6 +328,8 @@ def _as_our_errors(source: Source, deadline: Deadline) -> Iterator[None]:
     try:
         yield
     except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError) as exc:
+        if deadline.stopped:
+            raise source_error(InfrastructureError, source, "expected its end, got told to stop") from exc
         if deadline.passed:
             message = f"expected all of {source.url} in {deadline.seconds} s (resources.timeout_s), got no end"
             raise source_error(TransientError, source, message) from exc

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -17,26 +19,45 @@ from pyiceberg.exceptions import (
     TableAlreadyExistsError,
 )
 from pyiceberg.io import load_file_io
+from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import Table, Transaction
 from pyiceberg.table.metadata import TableMetadata
-from pyiceberg.table.snapshots import Snapshot
-from pyiceberg.types import IcebergType, ListType, MapType, NestedField, StructType
+from pyiceberg.table.snapshots import Snapshot, ancestors_of
 
+from runner.adapters.iceberg_commit import (
+    READERS,
+    Publication,
+    Split,
+    any_of,
+    evolve,
+    may_hold_effect,
+    may_hold_partition,
+    split,
+)
+from runner.adapters.iceberg_files import (
+    Columns,
+    check_ids,
+    ids_of,
+    partition_of_table,
+    schema_of_file,
+    spec_of,
+    value_of_range,
+)
 from runner.model.errors import DataError, InfrastructureError, SchemaError, TransientError
-from runner.model.manifest import OutputRecord, Pin
+from runner.model.manifest import NO_SNAPSHOT, OutputRecord, Pin
 from runner.model.messages import FieldIds
-from runner.model.names import table_prefix
+from runner.model.names import effect_prefix, table_prefix
+from runner.model.ranges import WHOLE_TABLE, partition_name
+from runner.model.spec import Partition
 from runner.ports import CommitTag, Landed, LostRace, ServedFile
 
 _MAIN = "main"
 _TAG = "stage-runner."
-_PROPERTIES = {
-    "format-version": "2",
-    # pyiceberg would retry a lost race by itself, and with it a zombie's commit: the flow looks first instead.
-    "commit.retry.num-retries": "0",
-}
+_NO_RETRIES = {"commit.retry.num-retries": "0"}
+"""pyiceberg would retry a lost race by itself, and with it a zombie's commit: the flow looks first instead."""
+_PROPERTIES = {"format-version": "2", **_NO_RETRIES}
 
 
 def sql_catalog(ledger_url: str, *, bucket: str, aws: Mapping[str, str]) -> Catalog:
@@ -87,14 +108,31 @@ class IcebergTables:
                     subject=dataset,
                     hint=f"run what writes {dataset} first; runner runs shows what has run",
                 )
-            pinned = table.metadata.snapshot_by_id(int(snapshot)) if snapshot else table.metadata.current_snapshot()
+            pinned = _snapshot(table.metadata, snapshot)
             if pinned is None:
                 raise DataError(
                     f"input {dataset}: expected snapshot {snapshot}, got none: input expired", subject=dataset
                 )
             return Pin(as_=alias, dataset=dataset, snapshot=str(pinned.snapshot_id), metadata=table.metadata_location)
 
+    def state(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
+        with _translated(dataset):
+            table = None if snapshot == NO_SNAPSHOT else self._load(dataset)
+            pinned = _snapshot(table.metadata, snapshot) if table else None
+            if table is not None and pinned is not None:
+                pinned_id, metadata = str(pinned.snapshot_id), table.metadata_location
+                return Pin(as_=alias, dataset=dataset, snapshot=pinned_id, metadata=metadata, state=True)
+            if snapshot not in (None, NO_SNAPSHOT):
+                raise DataError(
+                    f"state of {dataset}: expected snapshot {snapshot}, got none: input expired",
+                    subject=dataset,
+                    hint="a rerun with --latest-inputs begins from what is published now",
+                )
+            return Pin(as_=alias, dataset=dataset, snapshot=NO_SNAPSHOT, metadata="", state=True)
+
     def files(self, pin: Pin) -> Sequence[ServedFile]:
+        if pin.snapshot == NO_SNAPSHOT:
+            return []
         with _translated(pin.dataset):
             io = load_file_io(self._catalog.properties, pin.metadata)
             document = io.new_input(pin.metadata)
@@ -120,8 +158,7 @@ class IcebergTables:
 
     def load(self, dataset: str) -> LoadedTable:
         with _translated(dataset):
-            location = f"s3://{self._bucket}/{table_prefix(dataset)}"
-            return LoadedTable(self._catalog, dataset, self._load(dataset), location)
+            return LoadedTable(self._catalog, dataset, self._load(dataset), bucket=self._bucket)
 
     def _load(self, dataset: str) -> Table | None:
         try:
@@ -130,48 +167,92 @@ class IcebergTables:
             return None
 
 
+def _snapshot(metadata: TableMetadata, snapshot: str | None) -> Snapshot | None:
+    """The named snapshot, or the newest that is published."""
+    if snapshot is None:
+        return metadata.current_snapshot()
+    return metadata.snapshot_by_id(int(snapshot)) if snapshot.isdecimal() else None
+
+
 class LoadedTable:
     """A table as it was when it was loaded; `None` inside stands for one that does not exist yet."""
 
-    def __init__(self, catalog: Catalog, dataset: str, table: Table | None, location: str) -> None:
+    def __init__(self, catalog: Catalog, dataset: str, table: Table | None, *, bucket: str) -> None:
         self._catalog = catalog
         self._dataset = dataset
         self._table = table
-        self._location = location.rstrip("/")
+        self._lake = f"s3://{bucket}/"
         self._spent = False
-        self._io = load_file_io(catalog.properties, self._location)
+        self._io = load_file_io(catalog.properties, self._lake)
+        if table is not None:
+            # Another writer's table may lack it; only the copy in our hands is changed.
+            table.metadata.properties.update(_NO_RETRIES)
+
+    @property
+    def exists(self) -> bool:
+        return self._table is not None
+
+    @property
+    def partition_by(self) -> Partition | None:
+        return None if self._table is None else partition_of_table(self._dataset, self._table.metadata)
+
+    @property
+    def column_types(self) -> Mapping[str, str]:
+        fields = () if self._table is None else self._table.schema().fields
+        return {field.name: str(field.field_type) for field in fields if field.field_type.is_primitive}
 
     @property
     def field_ids(self) -> Mapping[str, FieldIds]:
-        return {} if self._table is None else _ids_of(self._table.schema().fields)
+        return {} if self._table is None else ids_of(self._table.schema().fields)
 
     @property
     def last_field_id(self) -> int:
         return 0 if self._table is None else self._table.metadata.last_column_id
 
     def head(self, branch: str | None) -> Landed | None:
-        snapshot = None if self._table is None else self._table.metadata.snapshot_by_name(branch or _MAIN)
+        snapshot = self._head(branch)
         return None if snapshot is None else _landed(snapshot)
 
     def landed(self, run_id: UUID) -> Sequence[Landed]:
-        snapshots = [] if self._table is None else self._table.metadata.snapshots
-        found = [_landed(snapshot) for snapshot in snapshots]
-        return [each for each in found if each.tag is not None and each.tag.run_id == run_id]
+        return [each for each in self._made.values() if each.tag is not None and each.tag.run_id == run_id]
 
-    def replace(self, output: OutputRecord, tag: CommitTag) -> str:
+    def history(self, branch: str | None) -> Sequence[Landed]:
+        if self._table is None:
+            return []
+        return [self._made[each.snapshot_id] for each in ancestors_of(self._head(branch), self._table.metadata)]
+
+    @cached_property
+    def _made(self) -> Mapping[int, Landed]:
+        """Every snapshot that is kept, on any branch."""
+        snapshots = [] if self._table is None else self._table.metadata.snapshots
+        return {each.snapshot_id: _landed(each) for each in snapshots}
+
+    def _head(self, branch: str | None) -> Snapshot | None:
+        return None if self._table is None else self._table.metadata.snapshot_by_name(branch or _MAIN)
+
+    def commit(self, output: OutputRecord, tag: CommitTag) -> str:
         with _translated(self._dataset):
             try:
-                return self._replace(output, tag)
+                return self._commit(output, tag)
             except (CommitFailedException, TableAlreadyExistsError) as exc:
                 raise LostRace(str(exc)) from exc
             except CommitStateUnknownException as exc:
                 raise TransientError(f"{self._dataset}: it is not known whether the commit landed: {exc}") from exc
+            except ValueError as exc:
+                # So pyiceberg says that another branch got a snapshot, and with it the number that ours was to have.
+                if self._moved():
+                    raise LostRace(f"{self._dataset}: another commit came first: {exc}") from exc
+                raise
 
-    def _replace(self, output: OutputRecord, tag: CommitTag) -> str:
-        from pyiceberg.io.pyarrow import parquet_files_to_data_files
+    def _moved(self) -> bool:
+        if self._table is None:
+            return False
+        now = self._catalog.load_table(self._dataset)
+        return bool(now.metadata_location != self._table.metadata_location)
 
+    def _commit(self, output: OutputRecord, tag: CommitTag) -> str:
         branch = output.branch or _MAIN
-        if output.branch and self.head(None) is None:
+        if output.branch and self._head(None) is None:
             raise DataError(
                 f"{self._dataset}: expected a published table for {branch} to lie beside, got none",
                 hint="rerun with --publish",
@@ -179,114 +260,111 @@ class LoadedTable:
             )
         if self._spent:
             raise LostRace(f"{self._dataset}: this handle has committed")
-        uris = [file.uri for file in output.files]
-        schema = self._schema_of(uris[0])
-        transaction = self._begin(schema, evolve=output.branch is None)
-        _check_ids(self._dataset, schema, transaction.table_metadata.schema())
-        update = transaction.update_snapshot(snapshot_properties=_summary(tag), branch=branch)
-        # One overwrite snapshot, old files out and new ones in: no reader ever sees the table empty in between.
-        with update.overwrite() as overwrite:
-            for file in self._live_files(branch):
-                overwrite.delete_data_file(file)
-            for file in parquet_files_to_data_files(self._io, transaction.table_metadata, iter(uris)):
-                if file.record_count:
-                    overwrite.append_data_file(file)
-        table = transaction.commit_transaction()
+        self._check_partitions(output.partition_by)
+        if not output.files:
+            raise SchemaError(
+                f"{self._dataset}: expected a file that tells the columns, with or without rows, got none",
+                subject=self._dataset,
+            )
+        schema = schema_of_file(self._io, output.files[0].uri)
+        transaction = self._begin(schema, output)
+        check_ids(self._dataset, schema, transaction.table_metadata.schema())
+        columns = Columns(self._dataset, transaction.table_metadata)
+        with ThreadPoolExecutor(READERS) as threads:
+            made = threads.map(lambda each: columns.data_file(self._io, each), output.files)
+            come = [each for each in made if each is not None]
+        # A branch that is not there yet begins with what is published: it shows what publishing would give.
+        base = self._head(output.branch) or self._head(None)
+        publication = Publication(
+            transaction,
+            self._io,
+            base=base,
+            branch=branch,
+            found=self._found(base, output, tag, come, transaction.table_metadata),
+            come=come,
+            summary=_summary(tag),
+        )
+        publication.commit()
+        transaction.commit_transaction()
         self._spent = True  # pyiceberg has moved the table in our hands on to the new state
-        snapshot = table.metadata.snapshot_by_name(branch)
-        if snapshot is None:
-            raise TransientError(f"{self._dataset}: expected a snapshot on {branch} after the commit, got none")
-        return str(snapshot.snapshot_id)
+        return str(publication.snapshot_id)
 
-    def _begin(self, schema: Schema, *, evolve: bool) -> Transaction:
+    def _check_partitions(self, asked: Partition | None) -> None:
+        if self._table is not None and self.partition_by != asked:
+            there, came = (partition_name(each) if each else "none" for each in (self.partition_by, asked))
+            raise SchemaError(
+                f"{self._dataset}: expected partition_by {there}, as the table is, got {came}",
+                subject=self._dataset,
+                hint="say what the table has, or publish under a new name: a table's partitions stay as they are",
+            )
+
+    def _begin(self, schema: Schema, output: OutputRecord) -> Transaction:
         if self._table is None:
             namespace = self._dataset.split(".")[0]
+            spec = spec_of(self._dataset, output.partition_by, schema)
             with suppress(NamespaceAlreadyExistsError):
                 self._catalog.create_namespace(namespace)
             return self._catalog.create_table_transaction(
-                self._dataset, schema=schema, location=self._location, properties=_PROPERTIES
+                self._dataset,
+                schema=schema,
+                location=f"{self._lake}{table_prefix(self._dataset)}".rstrip("/"),
+                partition_spec=spec,
+                properties=_PROPERTIES,
             )
         transaction = self._table.transaction()
-        if evolve:
-            _evolve(self._dataset, transaction, schema)
+        if output.branch is None:
+            evolve(self._dataset, transaction, schema, drop=output.mode in ("replace", "merge"))
         return transaction
 
-    def _live_files(self, branch: str) -> Iterator[Any]:
-        snapshot = None if self._table is None else self._table.metadata.snapshot_by_name(branch)
-        if self._table is None or snapshot is None:
-            return
-        for task in self._table.scan(snapshot_id=snapshot.snapshot_id).plan_files():
-            yield task.file
+    def _found(
+        self,
+        base: Snapshot | None,
+        output: OutputRecord,
+        tag: CommitTag,
+        come: Sequence[DataFile],
+        metadata: TableMetadata,
+    ) -> Split:
+        """What of the base goes and what stays, by the output's mode."""
+        if output.mode == "append":
+            prefix = f"{self._lake}{effect_prefix(self._dataset, tag.effect)}"
+            effects: dict[int | None, UUID | None]
+            effects = {number: each.tag.effect if each.tag else None for number, each in self._made.items()}
+            return split(
+                self._io,
+                base,
+                goes=lambda file: file.file_path.startswith(prefix),
+                may_hold=lambda manifest: may_hold_effect(manifest, effects, tag.effect),
+            )
+        if output.mode == "replace_where" and output.partition_by is not None:
+            value = value_of_range(self._dataset, output.range, output.partition_by, metadata.schema())
+            self._check_one_partition(output, come, value)
+            return split(
+                self._io,
+                base,
+                goes=lambda file: self._is_of(file, value, metadata),
+                may_hold=lambda manifest: may_hold_partition(manifest, metadata, value),
+            )
+        return split(self._io, base, goes=any_of, may_hold=any_of)
 
-    def _schema_of(self, uri: str) -> Schema:
-        """The Iceberg schema that a Parquet file's own field ids spell out."""
-        from pyarrow import parquet
-        from pyiceberg.io.pyarrow import pyarrow_to_schema
-
-        with self._io.new_input(uri).open() as file:
-            return pyarrow_to_schema(parquet.read_schema(file))
-
-
-def _evolve(dataset: str, transaction: Transaction, wanted: Schema) -> None:
-    """Make the table's columns those of `wanted`: new ones added, gone ones dropped, types only ever widened."""
-    current = transaction.table_metadata.schema()
-    if current.as_struct() == wanted.as_struct():
-        return
-    try:
-        with transaction.update_schema() as update:
-            # Paths are tuples: pyiceberg would take a dot in a text for a step into a struct.
-            names = {field.name for field in wanted.fields}
-            for field in current.fields:
-                if field.name not in names:
-                    update.delete_column((field.name,))
-            for field in wanted.fields:
-                known = next((each for each in current.fields if each.name == field.name), None)
-                if known is None:
-                    update.add_column((field.name,), field.field_type)
-                elif known.field_type != field.field_type:
-                    update.update_column((field.name,), field_type=field.field_type)
-    except Exception as exc:  # pyiceberg raises many kinds here, and each means that the columns do not fit
-        raise SchemaError(
-            f"{dataset}: expected columns that the table can take on, got {_difference(current, wanted)}: {exc}",
-            subject=dataset,
-            hint="Iceberg widens int to long, float to double and decimals; publish another change under a new name",
-        ) from exc
-
-
-def _check_ids(dataset: str, written: Schema, table: Schema) -> None:
-    """The ids in the files must be the table's, or readers would take one column for another."""
-    ids = _ids_of(table.fields)
-    for name, each in _ids_of(written.fields).items():
-        if ids.get(name) != each:
+    def _check_one_partition(self, output: OutputRecord, come: Sequence[DataFile], value: Any) -> None:
+        stray = next((file for file in come if file.partition[0] != value), None)
+        if stray is not None:
             raise SchemaError(
-                f"{dataset}.{name}: expected field ids {ids.get(name)}, got {each} in the files",
-                subject=f"{dataset}.{name}",
-                hint="the table's columns changed while this run was at work, or a nested column has other fields now",
+                f"{self._dataset}: expected rows of {output.range:.200} only, got a file of {stray.partition[0]!s:.40} "
+                f"where {value!s:.40} was to be",
+                subject=self._dataset,
+                hint="filter the model by the partition that the run is for, or publish with mode replace",
             )
 
-
-def _difference(current: Schema, wanted: Schema) -> str:
-    types = {field.name: str(field.field_type) for field in current.fields}
-    changed = [
-        f"{field.name} {types[field.name]} -> {field.field_type}"
-        for field in wanted.fields
-        if types.get(field.name, str(field.field_type)) != str(field.field_type)
-    ]
-    return ", ".join(changed) or "other columns"
-
-
-def _ids_of(fields: Sequence[NestedField]) -> dict[str, FieldIds]:
-    return {field.name: FieldIds(id=field.field_id, children=_inside(field.field_type)) for field in fields}
-
-
-def _inside(kind: IcebergType) -> dict[str, FieldIds]:
-    if isinstance(kind, StructType):
-        return _ids_of(kind.fields)
-    if isinstance(kind, ListType):
-        return _ids_of([kind.element_field])
-    if isinstance(kind, MapType):
-        return _ids_of([kind.key_field, kind.value_field])
-    return {}
+    def _is_of(self, file: DataFile, value: Any, metadata: TableMetadata) -> bool:
+        if file.spec_id != metadata.default_spec_id:
+            raise SchemaError(
+                f"{self._dataset}: expected files of the partitions that the table has now, got {file.file_path}, "
+                "which was written under others",
+                subject=self._dataset,
+                hint="publish the whole table once with mode replace",
+            )
+        return bool(file.partition[0] == value)
 
 
 def _summary(tag: CommitTag) -> dict[str, str]:
@@ -297,6 +375,7 @@ def _summary(tag: CommitTag) -> dict[str, str]:
         f"{_TAG}attempt": str(tag.attempt),
         f"{_TAG}logical-time": tag.logical_time.isoformat(),
         f"{_TAG}submitted-at": tag.submitted_at.isoformat(),
+        f"{_TAG}range": tag.range,
     }
 
 
@@ -311,6 +390,8 @@ def _landed(snapshot: Snapshot) -> Landed:
             attempt=int(summary[f"{_TAG}attempt"]),
             logical_time=datetime.fromisoformat(summary[f"{_TAG}logical-time"]),
             submitted_at=datetime.fromisoformat(summary[f"{_TAG}submitted-at"]),
+            # Releases before it was written knew no other range.
+            range=summary.get(f"{_TAG}range", WHOLE_TABLE),
         )
     return Landed(snapshot=str(snapshot.snapshot_id), tag=tag)
 

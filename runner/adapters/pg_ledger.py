@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from datetime import UTC, datetime
 from importlib.resources import files
 from threading import Lock
@@ -12,19 +13,21 @@ from typing import Any, Literal, LiteralString, cast
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import DictRow, dict_row
+from psycopg.rows import DictRow, dict_row, tuple_row
 from psycopg.types.json import Json
 
-from runner.model.errors import ConflictError, Failure, InfrastructureError, TransientError
+from runner.model.errors import ConflictError, Failure, InfrastructureError, SpecError, TransientError
 from runner.model.lineage import edges
 from runner.model.manifest import TERMINAL, AttemptRecord, Manifest, Pin, Plan, State
 from runner.model.spec import JobSpec, Stage, parse_spec
 from runner.model.strict import parse_json
-from runner.ports import LEASE_S, Busy, Claimed, Decided, Edge, LostLease, RunRow
+from runner.ports import LEASE_S, Busy, CancelWanted, Claimed, Decided, Edge, LostLease, RunRow
 
 _MIGRATION_LOCK = 0x57A6E
 """Key of the advisory lock under which migrations run; any number that nobody else in this database uses."""
 _CONNECT_TIMEOUT_S = 5
+_CATALOG = "lake"
+"""The name under which `IcebergTables` has its tables listed in the schema `catalog`."""
 _HINT = "runner up starts the embedded services; RUNNER_LEDGER_URL names another Postgres"
 
 
@@ -36,6 +39,11 @@ def _named_queries() -> dict[str, LiteralString]:
 
 
 QUERIES = _named_queries()
+
+
+_EDGE = tuple(field.name for field in fields(Edge))
+"""As `upstream` and `downstream` select them."""
+_FILTERS = ("run_id", "pipeline", "stage", "state", "pipeline_run", "dataset", "since")
 
 
 class PgLedger:
@@ -73,12 +81,19 @@ class PgLedger:
         return applied
 
     def pending_migrations(self) -> list[str]:
+        done = self._applied_migrations()
+        return [name for name, _ in _migrations() if name not in done]
+
+    def newer_migrations(self) -> list[str]:
+        """Migrations that a later release has applied. They only expand, so that this one goes on working."""
+        return sorted(self._applied_migrations() - {name for name, _ in _migrations()})
+
+    def _applied_migrations(self) -> set[str]:
         with self._transaction() as connection:
             row = connection.execute("SELECT to_regclass('ledger.migrations') IS NOT NULL AS there").fetchone()
-            done = set[str]()
-            if row and row["there"]:
-                done = {each["name"] for each in connection.execute("SELECT name FROM ledger.migrations")}
-        return [name for name, _ in _migrations() if name not in done]
+            if not (row and row["there"]):
+                return set()
+            return {each["name"] for each in connection.execute("SELECT name FROM ledger.migrations")}
 
     # ------------------------------------------------------------ a run's life
 
@@ -87,22 +102,7 @@ class PgLedger:
             return self._submit(connection, spec)
 
     def _submit(self, connection: psycopg.Connection[DictRow], spec: JobSpec) -> datetime:
-        connection.execute(
-            QUERIES["submit"],
-            {
-                "run_id": spec.run_id,
-                "effect": spec.effect,
-                "pipeline": spec.pipeline,
-                "task": spec.task,
-                "pipeline_run": spec.pipeline_run,
-                "stage": spec.stage.value,
-                "logic_commit": spec.logic.commit,
-                "spec": spec.to_json(),
-                "spec_sha256": spec.digest(),
-                "logical_time": spec.logical_time,
-                "max_attempts": spec.max_attempts,
-            },
-        )
+        connection.execute(QUERIES["submit"], _spec_columns(spec))
         row = _one(connection.execute(QUERIES["stored_spec"], {"run_id": spec.run_id}))
         # Another release may write the same spec with more fields and another digest: what it says is what counts.
         if row["spec_sha256"] != spec.digest() and parse_spec(row["spec"]) != spec:
@@ -131,45 +131,81 @@ class PgLedger:
                 settling=row["tries"] >= row["max_attempts"],
                 submitted_at=_aware(row["submitted_at"]),
                 pins=self._pins(connection, spec.run_id) if row["pinned"] else None,
-                plan=None if row["plan"] is None else parse_json(Plan, row["plan"], what=f"plan of {spec.run_id}"),
+                plan=_plan(row["plan"], spec.run_id),
+                cancelled=row["cancelled"],
             )
 
-    def heartbeat(self, run_id: UUID, attempt: int) -> None:
+    def heartbeat(self, run_id: UUID, attempt: int) -> bool:
         with self._transaction() as connection:
-            _mine(connection.execute(QUERIES["heartbeat"], {**_key(run_id, attempt), "lease_s": self._lease_s}))
+            cursor = connection.execute(QUERIES["heartbeat"], {**_key(run_id, attempt), "lease_s": self._lease_s})
+            return bool(_mine(cursor, run_id, attempt)["cancel_wanted"])
+
+    def lease(self, run_id: UUID, attempt: int, *, shared: Sequence[str], exclusive: Sequence[str]) -> UUID | None:
+        asked = {"run_id": run_id, "datasets": sorted({*shared, *exclusive}), "exclusive": list(exclusive)}
+        with self._transaction() as connection:
+            connection.execute(QUERIES["begin_lease"])
+            _mine(connection.execute(QUERIES["fence"], _key(run_id, attempt)), run_id, attempt)
+            connection.execute(QUERIES["lock_tables"], asked)
+            in_the_way = connection.execute(QUERIES["in_the_way"], asked).fetchone()
+            if in_the_way is not None:
+                return cast(UUID, in_the_way["run_id"])
+            connection.execute(QUERIES["take_tables"], asked)
+            return None
 
     def pin(self, run_id: UUID, attempt: int, pins: Sequence[Pin]) -> tuple[Pin, ...]:
         with self._transaction() as connection:
-            row = connection.execute(QUERIES["mark_pinned"], _key(run_id, attempt)).fetchone()
-            if row is None:
-                raise LostLease(f"run {run_id}: attempt {attempt} is not the one in force")
+            row = _mine(connection.execute(QUERIES["mark_pinned"], _key(run_id, attempt)), run_id, attempt)
             if not row["already"]:
                 for pin in pins:
-                    connection.execute(
-                        QUERIES["add_pin"],
-                        {
-                            "run_id": run_id,
-                            "alias": pin.as_,
-                            "dataset": pin.dataset,
-                            "snapshot": pin.snapshot,
-                            "metadata": pin.metadata,
-                        },
-                    )
+                    connection.execute(QUERIES["add_pin"], _pin_columns(run_id, pin))
             return self._pins(connection, run_id)
 
     def _pins(self, connection: psycopg.Connection[DictRow], run_id: UUID) -> tuple[Pin, ...]:
         return tuple(
-            Pin(as_=row["alias"], dataset=row["dataset"], snapshot=row["snapshot"], metadata=row["metadata"])
+            Pin(
+                as_=row["alias"],
+                dataset=row["dataset"],
+                snapshot=row["snapshot"],
+                metadata=row["metadata"],
+                state=row["state"],
+            )
             for row in connection.execute(QUERIES["pins"], {"run_id": run_id})
         )
 
     def plan(self, run_id: UUID, attempt: int, plan: Plan) -> Plan:
         with self._transaction() as connection:
             cursor = connection.execute(QUERIES["plan"], {**_key(run_id, attempt), "plan": plan.to_json()})
-            row = cursor.fetchone()
+            in_force = _plan(_mine(cursor, run_id, attempt)["plan"], run_id)
+            if in_force is None:
+                raise CancelWanted(f"run {run_id}: a cancel was asked before there was a plan")
+            return in_force
+
+    def void(self, run_id: UUID, attempt: int, plan_id: UUID) -> None:
+        with self._transaction() as connection:
+            row = _mine(connection.execute(QUERIES["fence"], _key(run_id, attempt)), run_id, attempt)
+            in_force = _plan(row["plan"], run_id)
+            if in_force is not None and in_force.plan_id == plan_id:
+                connection.execute(QUERIES["void"], {"run_id": run_id})
+                connection.execute(QUERIES["remove_pins"], {"run_id": run_id})
+
+    def cancel(self, run_id: UUID) -> Literal["asked", "too late", "over"]:
+        with self._transaction() as connection:
+            row = connection.execute(QUERIES["lock_for_cancel"], {"run_id": run_id}).fetchone()
             if row is None:
-                raise LostLease(f"run {run_id}: attempt {attempt} is not the one in force")
-            return parse_json(Plan, row["plan"], what=f"plan of {run_id}")
+                raise SpecError(
+                    f"run {run_id}: expected a run that was submitted, got none", hint="runner runs lists them"
+                )
+            if row["decided"]:
+                return "over"
+            if row["planned"]:
+                return "too late"
+            connection.execute(QUERIES["ask_cancel"], {"run_id": run_id})
+            return "asked"
+
+    def cancel_wanted(self, run_id: UUID) -> bool:
+        with self._transaction() as connection:
+            row = connection.execute(QUERIES["cancel_wanted"], {"run_id": run_id}).fetchone()
+        return row is not None and bool(row["cancel_wanted"])
 
     def release(
         self,
@@ -181,7 +217,8 @@ class PgLedger:
         wait_s: float,
     ) -> None:
         with self._transaction() as connection:
-            _mine(connection.execute(QUERIES["release"], {**_key(run_id, attempt), "wait_s": wait_s}))
+            cursor = connection.execute(QUERIES["release"], {**_key(run_id, attempt), "wait_s": wait_s})
+            _mine(cursor, run_id, attempt)
             self._end_attempt(connection, run_id, attempt, outcome, failure)
 
     def _end_attempt(
@@ -212,39 +249,24 @@ class PgLedger:
 
     def decide(self, manifest: Manifest, *, attempt: int) -> None:
         run_id = manifest.run_id
-        published = [output for output in manifest.outputs if output.snapshot is not None]
         with self._transaction() as connection:
-            _mine(
-                connection.execute(
-                    QUERIES["decide"],
-                    {
-                        **_key(run_id, attempt),
-                        "state": manifest.state.value,
-                        "manifest": manifest.to_json(),
-                        "failure": _failure_json(manifest.failure),
-                        "rows_out": manifest.rows,
-                        "decided_at": manifest.decided_at,
-                    },
-                )
+            # Any state is taken, a cancel asked or not. Without a plan no run succeeds, and `plan` refuses one after a
+            # cancel (a manifest put back had its plan in the ledger that was lost); it may fail before it hears of it.
+            cursor = connection.execute(
+                QUERIES["decide"],
+                {
+                    **_key(run_id, attempt),
+                    "state": manifest.state.value,
+                    "manifest": manifest.to_json(),
+                    "failure": _failure_json(manifest.failure),
+                    "rows_out": manifest.rows,
+                    "decided_at": manifest.decided_at,
+                },
             )
+            _mine(cursor, run_id, attempt)
             self._end_attempt(connection, run_id, attempt, manifest.state.value, manifest.failure)
-            for output in published:
-                connection.execute(
-                    QUERIES["add_output"],
-                    {
-                        "run_id": run_id,
-                        "dataset": output.dataset,
-                        "snapshot": output.snapshot,
-                        "branch": output.branch,
-                        "rows_out": output.rows,
-                        "bytes_out": output.bytes,
-                        "decided_at": manifest.decided_at,
-                    },
-                )
-            for edge in edges(manifest):
-                row = {name: getattr(edge, name) for name in ("run_id", "output", "output_snapshot", "input")}
-                row |= {name: getattr(edge, name) for name in ("input_snapshot", "claimed", "observed", "decided_at")}
-                connection.execute(QUERIES["add_edge"], {**row, "logic_commit": edge.commit, "rows_out": edge.rows})
+            connection.execute(QUERIES["give_back_tables"], {"run_id": run_id})
+            _add_what_landed(connection, manifest)
 
     def mark_recorded(self, run_id: UUID) -> None:
         with self._transaction() as connection:
@@ -279,17 +301,22 @@ class PgLedger:
         stage: Stage | None = None,
         state: State | None = None,
         pipeline_run: UUID | None = None,
+        dataset: str | None = None,
+        since: datetime | None = None,
     ) -> list[RunRow]:
+        """Newest first; `dataset` keeps those that published it or pinned it, `since` those submitted from then on."""
         return self._runs(
             limit=limit,
             pipeline=pipeline,
             stage=stage and stage.value,
             state=state and state.value,
             pipeline_run=pipeline_run,
+            dataset=dataset,
+            since=since,
         )
 
     def _runs(self, **given: Any) -> list[RunRow]:
-        wanted = dict.fromkeys(("run_id", "pipeline", "stage", "state", "pipeline_run")) | given
+        wanted = dict.fromkeys(_FILTERS) | given
         with self._transaction() as connection:
             return [
                 RunRow(
@@ -325,22 +352,96 @@ class PgLedger:
         return self._walk("downstream", dataset, snapshot)
 
     def _walk(self, direction: str, dataset: str, snapshot: str) -> list[Edge]:
+        with self._transaction() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+            rows = cursor.execute(QUERIES[direction], {"dataset": dataset, "snapshot": snapshot}).fetchall()
+        # A dataset that is read under two names is one edge, though the run has written two.
+        return [Edge(**dict(zip(_EDGE, row, strict=True))) for row in dict.fromkeys(rows)]
+
+    # ------------------------------------------------------------ restoring
+
+    def has_runs(self) -> bool:
         with self._transaction() as connection:
-            return [
-                Edge(
-                    run_id=row["run_id"],
-                    output=row["output"],
-                    output_snapshot=row["output_snapshot"],
-                    input=row["input"],
-                    input_snapshot=row["input_snapshot"],
-                    claimed=row["claimed"],
-                    observed=row["observed"],
-                    commit=row["logic_commit"],
-                    rows=row["rows_out"],
-                    decided_at=_aware(row["decided_at"]),
-                )
-                for row in connection.execute(QUERIES[direction], {"dataset": dataset, "snapshot": snapshot})
-            ]
+            return bool(_one(connection.execute(QUERIES["has_runs"]))["has_runs"])
+
+    def at_work(self) -> UUID | None:
+        """A run that a worker holds the lease of, if there is one."""
+        with self._transaction() as connection:
+            row = connection.execute(QUERIES["at_work"]).fetchone()
+        return None if row is None else cast(UUID, row["run_id"])
+
+    def known(self, run_ids: Sequence[UUID]) -> dict[UUID, JobSpec | None]:
+        """Those of the runs that are here: the spec of one that is to end still, None for one that is decided."""
+        with self._transaction() as connection:
+            rows = connection.execute(QUERIES["known_runs"], {"run_ids": list(run_ids)}).fetchall()
+        return {row["run_id"]: None if row["decided"] else parse_spec(row["spec"]) for row in rows}
+
+    def restore_decided(self, manifest: Manifest, *, kept: str, spec: str) -> bool:
+        """Put a run back as its manifest has it; False where it is decided here already.
+
+        `kept` is the manifest and `spec` the spec as they were written, whichever release wrote them. Not known any
+        more are the plan, when the run was pinned, and when the manifest was recorded: now is put for that.
+        """
+        run_id = manifest.run_id
+        with self._transaction() as connection, connection.pipeline():
+            restored = connection.execute(
+                QUERIES["restore_decided"],
+                {
+                    **_spec_columns(manifest.spec),
+                    "spec": spec,
+                    "spec_sha256": manifest.spec_sha256,
+                    "state": manifest.state.value,
+                    "attempt": max((manifest.attempt, *(each.attempt for each in manifest.attempts))),
+                    "submitted_at": manifest.submitted_at,
+                    "started_at": manifest.attempts[0].started_at if manifest.attempts else None,
+                    "manifest": kept,
+                    "failure": _failure_json(manifest.failure),
+                    "rows_out": manifest.rows,
+                    "decided_at": manifest.decided_at,
+                },
+            )
+            if restored.fetchone() is None:
+                return False
+            connection.execute(QUERIES["lose_earlier_attempts"], {"run_id": run_id})
+            for attempt in manifest.attempts:
+                row = attempt.model_dump(include={"attempt", "worker", "started_at", "ended_at", "outcome"})
+                failure = _failure_json(attempt.failure)
+                connection.execute(QUERIES["restore_attempt"], {**row, "run_id": run_id, "failure": failure})
+            connection.execute(QUERIES["remove_pins"], {"run_id": run_id})
+            connection.execute(QUERIES["give_back_tables"], {"run_id": run_id})
+            for pin in manifest.pins:
+                connection.execute(QUERIES["add_pin"], _pin_columns(run_id, pin))
+            _add_what_landed(connection, manifest)
+        return True
+
+    def restore_queued(self, spec: JobSpec, *, kept: str, submitted_at: datetime) -> bool:
+        """Put a run back that is to end still, as nobody had tried it yet; False where it is here already."""
+        with self._transaction() as connection:
+            columns = {**_spec_columns(spec), "spec": kept, "submitted_at": submitted_at}
+            return connection.execute(QUERIES["restore_queued"], columns).fetchone() is not None
+
+    def known_snapshots(self, dataset: str, snapshots: Sequence[str]) -> set[str]:
+        """Those that a decided run published, or any run read."""
+        with self._transaction() as connection:
+            rows = connection.execute(QUERIES["known_snapshots"], {"dataset": dataset, "snapshots": list(snapshots)})
+            return {row["snapshot"] for row in rows}
+
+    def read_documents(self, dataset: str, documents: Sequence[str]) -> set[str]:
+        """Those of a table's metadata documents that were the newest when some run pinned the table."""
+        with self._transaction() as connection:
+            rows = connection.execute(QUERIES["read_documents"], {"dataset": dataset, "documents": list(documents)})
+            return {row["metadata"] for row in rows}
+
+    def listed_document(self, table: str) -> str | None:
+        """The metadata document that the catalog beside the ledger has for a table; None if it lists no such table."""
+        with self._transaction() as connection:
+            row = connection.execute(QUERIES["listed_document"], _table_key(table)).fetchone()
+        return None if row is None else str(row["metadata_location"])
+
+    def list_table(self, table: str, document: str) -> None:
+        """Enter the table into that catalog, or move its entry to another document."""
+        with self._transaction() as connection:
+            connection.execute(QUERIES["list_namespace"], _table_key(table))
+            connection.execute(QUERIES["list_table"], {**_table_key(table), "document": document})
 
     # ------------------------------------------------------------ the connection
 
@@ -352,7 +453,7 @@ class PgLedger:
                 connection = self._connected()
                 with connection.transaction():
                     yield connection
-            except psycopg.OperationalError as exc:
+            except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as exc:
                 self.close()
                 raise InfrastructureError(
                     f"ledger: Postgres at {self._where()} did not answer: {_line(exc)}", hint=_HINT
@@ -386,13 +487,68 @@ def _migrations() -> list[tuple[str, LiteralString]]:
     return [(name, folder.joinpath(name).read_text("utf-8")) for name in names]
 
 
+def _spec_columns(spec: JobSpec) -> dict[str, Any]:
+    return {
+        "run_id": spec.run_id,
+        "effect": spec.effect,
+        "pipeline": spec.pipeline,
+        "task": spec.task,
+        "pipeline_run": spec.pipeline_run,
+        "stage": spec.stage.value,
+        "logic_commit": spec.logic.commit,
+        "spec": spec.to_json(),
+        "spec_sha256": spec.digest(),
+        "logical_time": spec.logical_time,
+        "max_attempts": spec.max_attempts,
+    }
+
+
+def _pin_columns(run_id: UUID, pin: Pin) -> dict[str, Any]:
+    return {
+        "run_id": run_id,
+        "alias": pin.as_,
+        "dataset": pin.dataset,
+        "snapshot": pin.snapshot,
+        "metadata": pin.metadata,
+        "state": pin.state,
+    }
+
+
+def _table_key(table: str) -> dict[str, Any]:
+    namespace, _, name = table.partition(".")
+    return {"catalog": _CATALOG, "namespace": namespace, "table": name}
+
+
+def _add_what_landed(connection: psycopg.Connection[DictRow], manifest: Manifest) -> None:
+    for output in manifest.outputs:
+        if output.snapshot is None:
+            continue
+        connection.execute(
+            QUERIES["add_output"],
+            {
+                "run_id": manifest.run_id,
+                "dataset": output.dataset,
+                "snapshot": output.snapshot,
+                "branch": output.branch,
+                "rows_out": output.rows,
+                "bytes_out": output.bytes,
+                "decided_at": manifest.decided_at,
+            },
+        )
+    for edge in edges(manifest):
+        row = {name: getattr(edge, name) for name in _EDGE}
+        connection.execute(QUERIES["add_edge"], {**row, "logic_commit": edge.commit, "rows_out": edge.rows})
+
+
 def _key(run_id: UUID, attempt: int) -> dict[str, Any]:
     return {"run_id": run_id, "attempt": attempt}
 
 
-def _mine(cursor: psycopg.Cursor[DictRow]) -> None:
-    if cursor.rowcount != 1:
-        raise LostLease("the run is another attempt's, or decided")
+def _mine(cursor: psycopg.Cursor[DictRow], run_id: UUID, attempt: int) -> DictRow:
+    row = cursor.fetchone()
+    if row is None:
+        raise LostLease(f"run {run_id}: attempt {attempt} is not the one in force")
+    return row
 
 
 def _one(cursor: psycopg.Cursor[DictRow]) -> DictRow:
@@ -408,6 +564,10 @@ def _aware(value: datetime) -> datetime:
 
 def _manifest(raw: str) -> Manifest:
     return parse_json(Manifest, raw, what="manifest in the ledger")
+
+
+def _plan(raw: str | None, run_id: UUID) -> Plan | None:
+    return None if raw is None else parse_json(Plan, raw, what=f"plan of {run_id}")
 
 
 def _failure(raw: dict[str, Any] | None) -> Failure | None:

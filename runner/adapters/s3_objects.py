@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +66,29 @@ class S3Objects:
         with self._errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             return sorted(entry["Key"] for page in pages for entry in page.get("Contents", []))
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """The names right below `prefix` that end in a slash, without it, in order; what is in them is not listed."""
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix, Delimiter="/"
+            )
+            for page in pages:
+                for entry in page.get("CommonPrefixes", []):
+                    yield entry["Prefix"][len(prefix) : -1]
+
+    def stored_at(self, key: str) -> datetime | None:
+        """When the object was put, by S3's clock, to the second; None if there is none."""
+        from botocore.exceptions import ClientError
+
+        with self._errors(key):
+            try:
+                return self._client.head_object(Bucket=self._bucket, Key=key)["LastModified"]
+            except ClientError as exc:
+                if error_code(exc) != "404":
+                    raise
+                self._require_bucket()
+                return None
 
     def exists(self, key: str) -> bool:
         from botocore.exceptions import ClientError

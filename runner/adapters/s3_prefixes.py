@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, overload
 from uuid import UUID
 
 from pydantic import AwareDatetime
 
-from runner.model.errors import DataError, InfrastructureError
+from runner.model.errors import DataError, InfrastructureError, SpecError
 from runner.model.manifest import Column, FileRecord, OutputRecord, Pin, SnapshotId
 from runner.model.messages import FieldIds
 from runner.model.names import DatasetName, rerun_branch, snapshots_prefix
+from runner.model.ranges import WHOLE_TABLE
+from runner.model.spec import Partition
 from runner.model.strict import Strict, parse_json
 from runner.ports import Clock, CommitTag, Landed, LostRace, Objects, ServedFile
 
@@ -36,6 +38,8 @@ class PrefixSnapshot(Strict):
     attempt: int
     logical_time: AwareDatetime
     submitted_at: AwareDatetime
+    range: str = WHOLE_TABLE
+    """Documents of releases that knew no other have none."""
     committed_at: AwareDatetime
     files: tuple[FileRecord, ...]
     rows: int | None
@@ -52,6 +56,7 @@ class PrefixSnapshot(Strict):
             attempt=self.attempt,
             logical_time=self.logical_time,
             submitted_at=self.submitted_at,
+            range=self.range,
         )
 
 
@@ -83,6 +88,13 @@ class S3Prefixes:
                 subject=dataset,
             )
         return Pin(as_=alias, dataset=dataset, snapshot=wanted, metadata=self._objects.uri(_key(dataset, wanted)))
+
+    def state(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
+        raise SpecError(
+            f"output {dataset}: expected a table to begin from, got a prefix of files, which keeps no state",
+            hint="leave state and mode merge to tables `namespace.table`",
+            subject=dataset,
+        )
 
     def files(self, pin: Pin) -> Sequence[ServedFile]:
         """The engine gets these by name, so no document needs to be served."""
@@ -125,6 +137,7 @@ class S3Prefixes:
             attempt=tag.attempt,
             logical_time=tag.logical_time,
             submitted_at=tag.submitted_at,
+            range=tag.range,
             committed_at=self._clock.now(),
             files=output.files,
             rows=output.rows,
@@ -143,6 +156,8 @@ class S3Prefixes:
 class LoadedPrefix:
     """Implements `LoadedDataset`: the versions that were listed at one moment."""
 
+    partition_by: Partition | None = None
+    column_types: Mapping[str, str] = {}
     field_ids: Mapping[str, FieldIds] = {}
     last_field_id = 0
 
@@ -151,6 +166,10 @@ class LoadedPrefix:
         self._dataset = dataset
         self._snapshots = snapshots
         self._newest = _newest(snapshots)
+
+    @property
+    def exists(self) -> bool:
+        return bool(self._snapshots)
 
     def head(self, branch: str | None) -> Landed | None:
         document = self._read(branch or str(self._newest))
@@ -168,7 +187,15 @@ class LoadedPrefix:
                 unread = number - len(runs)
         return [Landed(snapshot=each.snapshot, tag=each.tag) for each in found if each]
 
-    def replace(self, output: OutputRecord, tag: CommitTag) -> str:
+    def history(self, branch: str | None) -> Sequence[Landed]:
+        """A version's document is read when it is met, so that a look at the newest does not read 10,000."""
+        newest, beside = self._newest, list[str]()
+        if branch is not None:
+            document = self._read(branch)
+            newest, beside = (int(document.parent or 0), [branch]) if document else (0, [])
+        return _Versions(self._read, [*beside, *(str(each) for each in _numbers(self._snapshots) if each <= newest)])
+
+    def commit(self, output: OutputRecord, tag: CommitTag) -> str:
         """Any other error than `LostRace` leaves open whether it landed: load again and look."""
         snapshot = output.branch or str(self._newest + 1)
         self._prefixes.create(self._dataset, snapshot, self._read(str(self._newest)), output, tag)
@@ -177,6 +204,29 @@ class LoadedPrefix:
     def _read(self, snapshot: str) -> PrefixSnapshot | None:
         """None for what was not listed: never made, expired, or made after this handle was loaded."""
         return self._prefixes.read(self._dataset, snapshot) if snapshot in self._snapshots else None
+
+
+class _Versions(Sequence[Landed]):
+    """Versions of which each is read when it is asked for."""
+
+    def __init__(self, read: Callable[[str], PrefixSnapshot | None], snapshots: Sequence[str]) -> None:
+        self._read = read
+        self._snapshots = snapshots
+
+    def __len__(self) -> int:
+        return len(self._snapshots)
+
+    @overload
+    def __getitem__(self, place: int) -> Landed: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Landed]: ...
+    def __getitem__(self, place: int | slice) -> Landed | Sequence[Landed]:
+        if isinstance(place, slice):
+            return _Versions(self._read, self._snapshots[place])
+        snapshot = self._snapshots[place]
+        document = self._read(snapshot)
+        # One that has expired since it was listed was there, and nobody can say any more whose it was.
+        return Landed(snapshot=snapshot, tag=document.tag if document else None)
 
 
 def _numbers(snapshots: frozenset[str]) -> list[int]:

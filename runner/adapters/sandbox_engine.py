@@ -33,6 +33,8 @@ class SandboxEngine:
     def __init__(self, objects: Objects, *, path: str) -> None:
         self._objects = objects
         self._path = path
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     def execute(
         self, job: Job, *, served: Mapping[str, Sequence[ServedFile]], say: Callable[[Progress], None]
@@ -42,7 +44,8 @@ class SandboxEngine:
         broker = Broker(served, lambda uri: self._fetch(uri, scratch.parent / "inputs"))
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            child = self._start(job, scratch, theirs)
+            self._stopped = False
+            child = self._child = self._start(job, scratch, theirs)
             theirs.close()
             tail = _Tail(child, say)
             limit = _TimeLimit(child, job.resources.timeout_s)
@@ -51,8 +54,11 @@ class SandboxEngine:
                 wire.send(job)
                 ended = broker.serve(wire, say)
             except (EOFError, BrokenPipeError, ConnectionResetError) as exc:
+                if self._stopped:
+                    raise InfrastructureError("engine: expected a result, got told to stop") from exc
                 raise limit.error() if limit.passed else _died(child, tail) from exc
             finally:
+                self._child = None
                 limit.cancel()
                 _end(child)
                 tail.join()
@@ -63,6 +69,13 @@ class SandboxEngine:
         # A failure for good still has steps and reads that the record should show.
         result = EngineResult(outputs=(), steps=ended.steps, packages={}, claims_known=False, failure=ended.failure)
         return Execution(result=result, reads=broker.reads)
+
+    def stop(self) -> None:
+        child = self._child
+        if child is not None:
+            # Set first: the kill is what wakes the one who looks.
+            self._stopped = True
+            _kill(child)
 
     def _start(self, job: Job, scratch: Path, theirs: socket.socket) -> subprocess.Popen[bytes]:
         temporary = scratch / "tmp"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 import typer
@@ -20,6 +22,10 @@ from runner.model.spec import Stage
 
 commands = typer.Typer()
 
+_DEPTH = 20
+_DEEPEST_TREE = 100
+"""Each step indents by four columns. Who wants more wants a file: `--format json`."""
+
 
 @commands.command(short_help="List runs, newest first.")
 def runs(
@@ -28,14 +34,39 @@ def runs(
     pipeline: Annotated[str | None, typer.Option(help="Of this pipeline only.")] = None,
     stage: Annotated[Stage | None, typer.Option(help="Of this stage only.")] = None,
     state: Annotated[State | None, typer.Option(help="In this state only.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="That published this dataset, or read it.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Submitted since then: 90m, 24h, 7d, or 2026-11-21T06:00 (UTC).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List runs, newest first."""
-    rows = app_of(context).ledger.runs(limit=limit, pipeline=pipeline, stage=stage, state=state)
+    app = app_of(context)
+    from_then_on = None if since is None else _since(since, app.clock.now())
+    rows = app.ledger.runs(
+        limit=limit, pipeline=pipeline, stage=stage, state=state, dataset=dataset, since=from_then_on
+    )
     if as_json:
         terminal.print_json([asdict(row) for row in rows])
+    elif any((pipeline, stage, state, dataset, since)):
+        terminal.runs_table(rows, none="no such runs: runner runs lists all of them")
     else:
         terminal.runs_table(rows)
+
+
+def _since(text: str, now: datetime) -> datetime:
+    """A moment as people say it: so many minutes, hours or days ago, or a date with or without a time."""
+    ago = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
+    try:
+        if ago:
+            return now - int(ago[1]) * _UNITS[ago[2]]
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as exc:
+        raise SpecError(f"--since: expected 90m, 24h, 7d or a date such as 2026-11-21, got {text!r}") from exc
+
+
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
 
 
 @commands.command(short_help="A run's manifest, or why it failed.")
@@ -96,6 +127,7 @@ def lineage(
     downstream: Annotated[bool, typer.Option("--downstream", help="What was made of it.")] = False,
     upstream: Annotated[bool, typer.Option("--upstream", help="What it was made of [default].")] = False,
     output_format: Annotated[str, typer.Option("--format", help="tree, json or mermaid.")] = "tree",
+    depth: Annotated[int, typer.Option(min=1, max=_DEEPEST_TREE, help="How many steps deep a tree is drawn.")] = _DEPTH,
     as_json: AsJson = False,
 ) -> None:
     """Say which runs, commits and snapshots a dataset's newest snapshot comes from, down to the source."""
@@ -105,7 +137,8 @@ def lineage(
         raise SpecError(f"--format: expected tree, json or mermaid, got {output_format!r}")
     name, _, snapshot = dataset.partition("@")
     direction: Literal["upstream", "downstream"] = "downstream" if downstream else "upstream"
-    print_lineage(app_of(context), name, snapshot or None, direction, "json" if as_json else output_format)
+    form = "json" if as_json else output_format
+    print_lineage(app_of(context), name, snapshot or None, direction, form, depth=depth)
 
 
 def _explain_failure(app: App, manifest: Manifest) -> None:
@@ -155,6 +188,8 @@ def print_lineage(
     snapshot: str | None,
     direction: Literal["upstream", "downstream"],
     output_format: str,
+    *,
+    depth: int = _DEPTH,
 ) -> None:
     at = snapshot or app.ledger.newest(dataset)
     if at is None:
@@ -173,4 +208,4 @@ def print_lineage(
     elif output_format == "mermaid":
         terminal.say(mermaid(found))
     else:
-        terminal.lineage_tree(tree(found, dataset, at, direction=direction))
+        terminal.lineage_tree(tree(found, dataset, at, direction=direction, depth=depth))

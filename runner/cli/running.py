@@ -1,34 +1,30 @@
-"""Commands that make runs: submit, run-pipeline, work, rerun."""
+"""Commands that make runs and carry them: submit, run-pipeline, work, rerun."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 
 from runner import terminal
 from runner.app import App
-from runner.cli.options import AsJson, RunId, app_of
+from runner.cli.options import AsJson, LogicalTime, LogicPath, Params, Ref, Repo, RunId, WorkingTree, app_of
 from runner.flow.waiting import Waiting
 from runner.model.errors import Failure, SpecError
-from runner.model.manifest import Manifest
+from runner.model.manifest import Manifest, OutputRecord, State
 from runner.model.policy import exit_code
-from runner.model.spec import JobSpec, Stage
+from runner.model.spec import JobSpec, Logic, Stage
 from runner.ports import RunRow
 from runner.worker import Lost, Outcome
 
 commands = typer.Typer()
-
-Params = Annotated[list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="A pipeline parameter.")]
-Repo = Annotated[str | None, typer.Option(help="The logic repository's URL [default: RUNNER_LOGIC_REPO].")]
-LogicPath = Annotated[str, typer.Option("--logic-path", help="The folder in the repository that the logic is in.")]
 
 
 @commands.command(short_help="Store a job spec and queue it.")
@@ -37,25 +33,30 @@ def submit(
     spec: Annotated[Path | None, typer.Argument(help="A job spec as JSON; - for standard input.")] = None,
     pipeline: Annotated[str | None, typer.Option(help="Take the spec from this pipeline file instead.")] = None,
     task: Annotated[str | None, typer.Option(help="Which of the pipeline's tasks.")] = None,
-    ref: Annotated[str, typer.Option(help="Branch, tag or commit of the logic.")] = "main",
+    ref: Ref = None,
+    working_tree: WorkingTree = False,
     repo: Repo = None,
     logic_path: LogicPath = ".",
     param: Params = None,
-    logical_time: Annotated[datetime | None, typer.Option(help="What time the data is for (UTC).")] = None,
+    logical_time: LogicalTime = None,
     as_json: AsJson = False,
 ) -> None:
     """Store a job spec, or one task of a pipeline, and queue it. Prints the run id.
 
-    A whole pipeline in its order is `runner run-pipeline`.
+    A whole pipeline in its order is `runner run-pipeline`. Logic that RUNNER_PRODUCTION_REF does not contain, and a
+    working tree, publish to dev_ datasets only.
     """
     app = app_of(context)
     if (spec is None) == (pipeline is None):
         raise SpecError("submit: expected a SPEC file or --pipeline NAME, got " + ("both" if spec else "neither"))
     if spec is not None:
+        if working_tree:
+            raise SpecError("--working-tree: expected it with --pipeline NAME, got it with a SPEC")
         made = app.client.read_spec(_read(spec), what=str(spec))
+        app.client.require_production(made)
     else:
-        specs = _pipeline_specs(app, str(pipeline), repo, ref, logic_path, param, logical_time)
-        made = _task_of(specs, task)
+        logic = _LogicAsked(ref=ref, repo=repo, working_tree=working_tree, path=logic_path)
+        made = _task_of(_pipeline_specs(app, str(pipeline), logic, param, logical_time), task)
     app.client.submit(made)
     if as_json:
         terminal.print_json(_spec_row(made))
@@ -67,16 +68,21 @@ def submit(
 def run_pipeline(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="The pipeline: pipelines/NAME.yaml in the logic repository.")],
-    ref: Annotated[str, typer.Option(help="Branch, tag or commit of the logic.")] = "main",
+    ref: Ref = None,
+    working_tree: WorkingTree = False,
     repo: Repo = None,
     logic_path: LogicPath = ".",
     param: Params = None,
-    logical_time: Annotated[datetime | None, typer.Option(help="What time the data is for (UTC).")] = None,
+    logical_time: LogicalTime = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run all stages of a pipeline here, in order, through their queues."""
+    """Run all stages of a pipeline here, in order, through their queues.
+
+    Logic that RUNNER_PRODUCTION_REF does not contain, and a working tree, publish to dev_ datasets only.
+    """
     app = app_of(context)
-    specs = _pipeline_specs(app, name, repo, ref, logic_path, param, logical_time)
+    logic = _LogicAsked(ref=ref, repo=repo, working_tree=working_tree, path=logic_path)
+    specs = _pipeline_specs(app, name, logic, param, logical_time)
     ended = run_to_the_end(app, specs, quiet=as_json)
     if as_json:
         terminal.print_json([asdict(row) for row in _rows_of(app, [each.run_id for each in ended])])
@@ -117,7 +123,7 @@ def _run_one(app: App, stage: Stage, spec: JobSpec) -> int:
     if manifest is None:
         return 75
     _report(manifest)
-    return exit_code(manifest.failure)
+    return exit_code(manifest.failure, manifest.state)
 
 
 @commands.command(short_help="Run a stored spec again, and compare.")
@@ -125,7 +131,12 @@ def rerun(
     context: typer.Context,
     run: RunId,
     publish: Annotated[bool, typer.Option(help="Publish to the tables, not to a branch beside them.")] = False,
-    latest_inputs: Annotated[bool, typer.Option(help="Read the newest snapshots, not the ones it read.")] = False,
+    latest_logic: Annotated[
+        bool, typer.Option("--latest-logic", help="Run RUNNER_PRODUCTION_REF as it is now, not the commit it ran.")
+    ] = False,
+    latest_inputs: Annotated[
+        bool, typer.Option("--latest-inputs", help="Read the newest snapshots, not the ones it read.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a stored spec again, the same commit on the same snapshots, and say of each output if it came out identical.
@@ -133,15 +144,23 @@ def rerun(
     Published tables stay as they are unless --publish is given.
     """
     app = app_of(context)
-    spec = app.client.rerun(app.client.find(run), publish=publish, latest_inputs=latest_inputs)
-    ended = run_to_the_end(app, [spec], quiet=as_json)
+    run_id = app.client.find(run)
+    spec = app.client.rerun(run_id, publish=publish, latest_logic=latest_logic, latest_inputs=latest_inputs)
+    (manifest,) = run_to_the_end(app, [spec], quiet=as_json)
+    repeated = app.client.manifest(run_id)
+    before = {each.dataset: each for each in repeated.outputs} if repeated else {}
     if as_json:
-        terminal.print_json(ended[0].outputs)
+        terminal.print_json([_beside(each, before.get(each.dataset)) for each in manifest.outputs])
     else:
-        for output in ended[0].outputs:
-            style = {"identical": "green", "different": "red"}.get(str(output.comparison), "yellow")
-            terminal.say(f"{output.dataset}: {output.comparison or 'not made by the run it repeats'}", style=style)
-    exit_if_failed(ended)
+        for output in manifest.outputs:
+            terminal.comparison_line(output, before.get(output.dataset))
+    exit_if_failed([manifest])
+
+
+def _beside(output: OutputRecord, before: OutputRecord | None) -> dict[str, Any]:
+    """An output of a rerun as JSON, with the fingerprint that it was compared with."""
+    repeated = before.fingerprint.model_dump(mode="json") if before else None
+    return output.model_dump(mode="json", by_alias=True) | {"repeated_fingerprint": repeated}
 
 
 def _task_of(specs: list[JobSpec], task: str | None) -> JobSpec:
@@ -155,20 +174,19 @@ def _task_of(specs: list[JobSpec], task: str | None) -> JobSpec:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LogicAsked:
+    """What the options say of the logic."""
+
+    ref: str | None
+    repo: str | None
+    working_tree: bool
+    path: str
+
+
 def _pipeline_specs(
-    app: App,
-    name: str,
-    repo: str | None,
-    ref: str,
-    path: str,
-    params: Iterable[str] | None,
-    logical_time: datetime | None,
+    app: App, name: str, asked: _LogicAsked, params: Iterable[str] | None, logical_time: datetime | None
 ) -> list[JobSpec]:
-    address = repo or app.settings.logic_repo
-    if address is None:
-        raise SpecError(
-            "--repo: expected a logic repository, got none", hint="set RUNNER_LOGIC_REPO, or give --repo URL"
-        )
     given: dict[str, str] = {}
     for each in params or ():
         key, equals, value = each.partition("=")
@@ -176,7 +194,28 @@ def _pipeline_specs(
             raise SpecError(f"--param: expected NAME=VALUE, got {each!r}")
         given[key] = value
     at = logical_time and logical_time.replace(tzinfo=logical_time.tzinfo or UTC)
-    return app.client.pipeline_specs(name, repo=address, ref=ref, path=path, params=given, logical_time=at)
+    logic, development = _logic(app, asked)
+    launch = app.client.launch(name, logic, params=given, logical_time=at, development=development)
+    if launch.development:
+        terminal.warn(f"{launch.development}: outputs go to dev_ datasets")
+    return launch.specs
+
+
+def _logic(app: App, asked: _LogicAsked) -> tuple[Logic, str | None]:
+    """The logic, and why it is for development if that is known already."""
+    if asked.working_tree:
+        if asked.ref is not None:
+            raise SpecError(f"--working-tree: expected it without --ref, got --ref {asked.ref}")
+        folder = Path(asked.repo or ".")
+        logic = app.client.logic_in(folder, path=asked.path)
+        changed = "with changes that are not committed" if logic.dirty else "with nothing changed"
+        return logic, f"working tree {folder.absolute()} is {logic.commit[:12]}, {changed}"
+    address = asked.repo or app.settings.logic_repo
+    if address is None:
+        raise SpecError(
+            "--repo: expected a logic repository, got none", hint="set RUNNER_LOGIC_REPO, or give --repo URL"
+        )
+    return app.client.logic_at(repo=address, ref=asked.ref or app.settings.production_ref, path=asked.path), None
 
 
 def run_to_the_end(app: App, specs: list[JobSpec], *, quiet: bool = False, show_log: bool = False) -> list[Manifest]:
@@ -185,7 +224,7 @@ def run_to_the_end(app: App, specs: list[JobSpec], *, quiet: bool = False, show_
     ended = []
     with terminal.progress(not quiet) as status:
         if not show_log:
-            _hide_log()
+            hide_log()
         worker = app.worker()
         started: Callable[[JobSpec], None] = (
             (lambda spec: status.update(f"{spec.task} …")) if status else (lambda _: None)
@@ -201,7 +240,7 @@ def run_to_the_end(app: App, specs: list[JobSpec], *, quiet: bool = False, show_
     return ended
 
 
-def _hide_log() -> None:
+def hide_log() -> None:
     """The run's own log has every line; here a line a run is what people want, unless they asked for more."""
     for handler in logging.getLogger("runner").handlers:
         if isinstance(handler, logging.StreamHandler) and handler.level == logging.INFO:
@@ -212,8 +251,9 @@ def exit_if_failed(ended: list[Manifest]) -> None:
     for manifest in ended:
         if manifest.failure:
             terminal.print_failure(manifest.failure, label=f"{manifest.spec.task} failed")
+        if manifest.state is not State.SUCCEEDED:
             terminal.err.print(f"  runner show {terminal.short(manifest.run_id)}")
-            raise typer.Exit(exit_code(manifest.failure))
+            raise typer.Exit(exit_code(manifest.failure, manifest.state))
 
 
 def _report(outcome: Outcome) -> None:
@@ -226,7 +266,7 @@ def _report(outcome: Outcome) -> None:
 def _code(outcome: Outcome) -> int:
     match outcome:
         case Manifest():
-            return exit_code(outcome.failure)
+            return exit_code(outcome.failure, outcome.state)
         case Failure():
             return exit_code(outcome)
         case Waiting() | Lost():
@@ -237,8 +277,15 @@ def _rows_of(app: App, run_ids: list[UUID]) -> list[RunRow]:
     return [row for row in (app.ledger.run(run_id) for run_id in run_ids) if row]
 
 
-def _spec_row(spec: JobSpec) -> dict[str, str]:
-    return {"run_id": str(spec.run_id), "task": spec.task, "stage": spec.stage.value, "commit": spec.logic.commit}
+def _spec_row(spec: JobSpec) -> dict[str, Any]:
+    return {
+        "run_id": str(spec.run_id),
+        "task": spec.task,
+        "stage": spec.stage.value,
+        "commit": spec.logic.commit,
+        "dirty": spec.logic.dirty,
+        "outputs": [output.dataset for output in spec.outputs],
+    }
 
 
 def _read(path: Path) -> bytes:

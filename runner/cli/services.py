@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +20,7 @@ from runner.config import process_environment
 from runner.embedded.services import Endpoints
 from runner.model.errors import SpecError
 from runner.model.spec import Stage
+from runner.rebuild import NOT_RESTORED
 
 commands = typer.Typer()
 ledger_commands = typer.Typer(help="The ledger: the record of runs in Postgres.", no_args_is_help=True)
@@ -110,8 +113,57 @@ def doctor(context: typer.Context, as_json: AsJson = False) -> None:
 @ledger_commands.command("migrate")
 def migrate(context: typer.Context, as_json: AsJson = False) -> None:
     """Bring the ledger's tables up to this release. Safe to run again, and beside workers."""
-    applied = app_of(context).ledger.migrate()
+    ledger = app_of(context).ledger
+    applied, newer = ledger.migrate(), ledger.newer_migrations()
     if as_json:
-        terminal.print_json(applied)
+        terminal.print_json({"applied": applied, "newer": newer})
+        return
+    terminal.say(f"applied {', '.join(applied)}" if applied else "the ledger is up to date")
+    if newer:
+        terminal.say(f"a later release has applied {', '.join(newer)}: this one works with that", style="yellow")
+
+
+@ledger_commands.command("rebuild")
+def rebuild(
+    context: typer.Context,
+    into_existing: Annotated[
+        bool, typer.Option("--into-existing", help="Add what is missing to a ledger that has runs.")
+    ] = False,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TABLE=DOCUMENT", help="This metadata document is the table, as you have found out."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Every worker is stopped: do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the ledger anew of what S3 keeps: ended runs, queued runs, and the list of tables.
+
+    The exit code is 1 where something was left that somebody has to look at.
+    """
+    app = app_of(context)
+    chosen = dict(_chosen(each) for each in table or ())
+    if not yes:
+        _ask_whether_workers_are_stopped(interactive=not as_json)
+    with terminal.err.status("") as status:
+        done = app.rebuild.run(into_existing=into_existing, chosen=chosen, progress=status.update)
+    if as_json:
+        terminal.print_json({**asdict(done), "complete": done.complete, "not_restored": NOT_RESTORED})
     else:
-        terminal.say(f"applied {', '.join(applied)}" if applied else "the ledger is up to date")
+        terminal.show_rebuilt(done)
+    if not done.complete:
+        raise typer.Exit(1)
+
+
+def _chosen(text: str) -> tuple[str, str]:
+    table, _, document = text.partition("=")
+    if not document:
+        raise SpecError(f"--table: expected TABLE=DOCUMENT, got {text!r}")
+    return table, document
+
+
+def _ask_whether_workers_are_stopped(*, interactive: bool) -> None:
+    """A worker that is still at work writes to a ledger that does not know of its run yet."""
+    terminal.err.print("Before a rebuild every worker is stopped, and a minute has passed for their last requests.")
+    if not (interactive and sys.stdin.isatty()):
+        raise SpecError("ledger rebuild: expected a terminal to ask at, or --yes, got neither", hint="--yes says so")
+    typer.confirm("Is that so?", abort=True, err=True)

@@ -1,18 +1,39 @@
-"""A data contract (Open Data Contract Standard 3.1): read, refused where it asks more than is enforced, made rules.
+"""A data contract (Open Data Contract Standard 3.1 and 3.2): read, refused where it asks more than is enforced.
 
-The standard: https://bitol-io.github.io/open-data-contract-standard/v3.1.0/
+The standard: https://bitol-io.github.io/open-data-contract-standard/v3.2.0/
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, Literal, cast
 
-from runner.engines.types import literal
+import duckdb
+
+from runner.engines.contract_quality import (
+    ColumnRead,
+    Reading,
+    Rule,
+    enum_rule,
+    foreign_keys,
+    option_rules,
+    quality_rules,
+    times_of,
+)
+from runner.engines.exact_types import (
+    LOGICAL_TYPES,
+    PHYSICAL_TYPES,
+    TimeForm,
+    cast_of,
+    fits_logically,
+    is_exact,
+    physical_type,
+)
+from runner.engines.rules import ForeignKey, RowCount, RowRule, UniqueRule, text, value
 from runner.model.errors import SpecError
 from runner.model.pipeline import load_yaml
 
@@ -22,20 +43,13 @@ PACKAGE = "open-data-contract-standard"
 RESERVED_COLUMNS = ("_source_file", "_line", "_rules", "_text")
 """Quarantine puts these before the contract's columns."""
 
-ENFORCED = "required, unique, primaryKey, types"
+ENFORCED = "required, unique, primaryKey, types, logicalTypeOptions, enum, quality (library, sql, text), relationships"
 
-_VERSION = re.compile(r"v3\.1\.[0-9]+")
-_DECIMAL = re.compile(r"DECIMAL\( *([0-9]{1,2}) *, *([0-9]{1,2}) *\)")
-_PHYSICAL_TYPES = ("BOOLEAN", "INTEGER", "BIGINT", "DOUBLE", "VARCHAR", "DATE", "TIMESTAMP", "TIMESTAMPTZ")
-# The logical type is a promise too: dates kept as VARCHAR would be promised and not checked.
-_FITTING = {
-    "string": {"VARCHAR"},
-    "integer": {"INTEGER", "BIGINT", "DECIMAL"},
-    "number": {"INTEGER", "BIGINT", "DECIMAL", "DOUBLE"},
-    "boolean": {"BOOLEAN"},
-    "date": {"DATE"},
-    "timestamp": {"TIMESTAMP", "TIMESTAMPTZ"},
-}
+Drift = Literal["freeze", "evolve", "discard"]
+DRIFT: tuple[Drift, ...] = ("freeze", "evolve", "discard")
+"""What becomes of columns that a file has and the contract has not, by the table's custom property `drift`."""
+
+_VERSION = re.compile(r"v3\.([12])\.[0-9]+")
 
 # What describes and promises nothing about rows. Any other key is a rule: it is enforced, or the contract is refused.
 _DESCRIBES = {
@@ -46,14 +60,19 @@ _DOCUMENT_KEYS = _DESCRIBES | {
     "apiVersion", "kind", "name", "version", "status", "tenant", "servers", "dataProduct", "domain", "schema",
     "support", "price", "team", "roles", "contractCreatedTs",
 }  # fmt: skip
-_TABLE_KEYS = _DESCRIBES | {"name", "logicalType", "physicalType", "dataGranularityDescription", "properties"}
+_TABLE_KEYS = _DESCRIBES | {
+    "name", "logicalType", "physicalType", "dataGranularityDescription", "properties", "quality", "relationships",
+}  # fmt: skip
 _COLUMN_KEYS = _DESCRIBES | {
     "name", "logicalType", "physicalType", "required", "unique", "primaryKey", "primaryKeyPosition",
     "classification", "encryptedName", "criticalDataElement", "examples",
     "transformSourceObjects", "transformLogic", "transformDescription",
+    "logicalTypeOptions", "enum", "quality", "relationships",
 }  # fmt: skip
 # Values that say no more than leaving the key out.
 _SAY_NOTHING: dict[str, object] = {"semanticType": "column", "partitionKeyPosition": -1}
+# The package has one schema for all versions, 3.2's: what 3.1 had not is told apart here.
+_NEW_IN_3_2 = {"enum", "map", "semanticType", "synonyms", "deprecated", "context"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,45 +81,47 @@ class ContractColumn:
     type: str
     """DuckDB's, as the table keeps it."""
     required: bool
+    form: TimeForm | None = None
+    """How a text writes its time, where the contract has a format for it."""
+    zoned: bool = False
+    """Whether a text has to state its offset."""
 
     @property
     def type_rule(self) -> str:
         return f"type({self.name}: {self.type})"
 
+    def cast(self, text: str) -> str:
+        """SQL of what DuckDB's cast makes of a text, which may have lost something."""
+        return cast_of(text, self.type, form=self.form)
 
-@dataclass(frozen=True, kw_only=True)
-class RowRule:
-    """A rule that looks at one row. `broken` is SQL, true or false and never null, for a row that breaks it."""
-
-    name: str
-    broken: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class UniqueRule:
-    """No two rows alike in these columns; a row with a null in one of them is like no other."""
-
-    columns: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"unique({', '.join(self.columns)})"
+    def is_exact(self, text: str, cast: str) -> str:
+        """SQL that says whether the cast lost nothing."""
+        return is_exact(text, cast, self.type, form=self.form, zoned=self.zoned)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contract:
     table: str
     columns: tuple[ContractColumn, ...]
-    unique: tuple[UniqueRule, ...]
+    unique: tuple[UniqueRule, ...] = ()
+    values: tuple[RowRule, ...] = field(default=())
+    """Rules of rows beyond `required` and the types."""
+    foreign_keys: tuple[ForeignKey, ...] = ()
+    row_counts: tuple[RowCount, ...] = ()
+    drift: Drift = "freeze"
 
-    def row_rules(self, text: dict[str, str]) -> Iterator[RowRule]:
-        """What each row must keep. `text` gives, for each column, the SQL of its text (null for a missing value)."""
-        for column in self.columns:
-            value = text[column.name]
-            if column.required:
-                yield RowRule(name=f"required({column.name})", broken=f"{value} IS NULL")
-            fits = f"{value} IS NULL OR ({fits_exactly(value, column.type)})"
-            yield RowRule(name=column.type_rule, broken=f"NOT ({fits})")
+    @property
+    def row_rules(self) -> tuple[RowRule, ...]:
+        """What each row is judged by, alone: `required` and type of each column, then the rules of its values."""
+        return (*_of_types(self.columns), *self.values)
+
+
+def _of_types(columns: Sequence[ContractColumn]) -> Iterator[RowRule]:
+    for index, column in enumerate(columns):
+        if column.required:
+            yield RowRule(name=f"required({column.name})", broken=f"{text(index)} IS NULL")
+        broken = f"{text(index)} IS NOT NULL AND {value(index)} IS NULL" if column.type != "VARCHAR" else "false"
+        yield RowRule(name=column.type_rule, broken=broken)
 
 
 def parse_contract(raw: bytes, *, what: str) -> Contract:
@@ -113,119 +134,130 @@ def parse_contract(raw: bytes, *, what: str) -> Contract:
     if not isinstance(document, dict):
         raise SpecError(f"{what}: expected a mapping at the top, got {type(document).__name__}")
     version = document.get("apiVersion")
-    if not (isinstance(version, str) and _VERSION.fullmatch(version)):
-        raise SpecError(f"{what}: apiVersion: expected v3.1.x, got {_short(version)}", subject="apiVersion")
+    known = _VERSION.fullmatch(version) if isinstance(version, str) else None
+    if known is None:
+        raise SpecError(f"{what}: apiVersion: expected v3.1.x or v3.2.x, got {_short(version)}", subject="apiVersion")
     _check_form(document, what)
-    _refuse_others(document, _DOCUMENT_KEYS, "the contract", what)
+    new = _NEW_IN_3_2 if known[1] == "1" else set[str]()
+    _refuse_others(document, _DOCUMENT_KEYS, "the contract", what, new)
+    for each in document.get("customProperties", []):
+        if each["property"] == "drift":
+            raise SpecError(
+                f"{what}: customProperties: expected drift on the table, got it on the contract", subject="drift"
+            )
     tables = document.get("schema", [])
     if len(tables) != 1:
         raise SpecError(f"{what}: schema: expected exactly one object, got {len(tables)}", subject="schema")
-    return _table(tables[0], what)
+    return _table(tables[0], what, new)
 
 
-def fits_exactly(text: str, kind: str) -> str:
-    """SQL that says whether a text, not null, is a value of the type with nothing lost. Spaces around it do not count.
-
-    DuckDB's casts alone round ('1.5' to INTEGER is 2), drop (the offset in a TIMESTAMP, whatever follows a DATE) and
-    let pass (0x1F): the pattern says what may stand there, the cast whether there is such a value.
-    """
-    cast = f"TRY_CAST({text} AS {kind})"
-    if kind == "VARCHAR":
-        return "true"
-    if kind == "BOOLEAN":
-        return f"{cast} IS NOT NULL"
-    fits = f"regexp_full_match({text}, {literal(f'[[:space:]]*(?:{_pattern(kind)})[[:space:]]*')})"
-    if kind == "DOUBLE":
-        # A number too large becomes an infinity; the text of an infinity is one.
-        return f"{fits} AND {cast} IS NOT NULL AND NOT (isinf({cast}) AND regexp_matches({text}, '[0-9]'))"
-    return f"{fits} AND {cast} IS NOT NULL"
-
-
-_INTEGER = r"[+-]?[0-9]+(?:\.0*)?"  # 517.0 loses nothing, and is how tools write integers that may be missing
-_NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|(?i:inf|infinity|nan))"
-_DAY = r"[0-9]{4}[-/][0-9]{1,2}[-/][0-9]{1,2}"
-# Microseconds are what DuckDB and Iceberg keep.
-_TIME = r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6}0*)?)?"
-_MIDNIGHT = r"00:00(?::00(?:\.0+)?)?"
-# Without an offset it is UTC, the standard's defaultTimezone.
-_OFFSET = r"Z| ?UTC|[+-](?:0[0-9]|1[0-8])(?::?[0-5][0-9])?"
-
-
-def _pattern(kind: str) -> str:
-    """RE2's regular expression for a text that the cast to `kind` keeps whole."""
-    patterns = {
-        "INTEGER": _INTEGER,
-        "BIGINT": _INTEGER,
-        "DOUBLE": _NUMBER,
-        "DATE": rf"{_DAY}(?:[T ]{_MIDNIGHT})?",
-        "TIMESTAMP": rf"{_DAY}(?:[T ]{_TIME})?",
-        "TIMESTAMPTZ": rf"{_DAY}(?:[T ]{_TIME}(?:{_OFFSET})?)?",
-    }
-    if kind in patterns:
-        return patterns[kind]
-    scale = int(kind.rstrip(")").split(",")[1])
-    return rf"[+-]?(?:[0-9]+(?:\.[0-9]{{0,{scale}}}0*)?|\.[0-9]{{1,{scale}}}0*)" if scale else _INTEGER
-
-
-def _table(table: dict[str, Any], what: str) -> Contract:
+def _table(table: dict[str, Any], what: str, new: set[str]) -> Contract:
     name = table["name"]
-    _refuse_others(table, _TABLE_KEYS, f"table {name}", what)
+    _refuse_others(table, _TABLE_KEYS, f"table {name}", what, new)
     properties = table.get("properties") or []
     if not properties:
         raise SpecError(f"{what}: schema[0].properties: expected at least one column, got none", subject=name)
-    columns = tuple(_column(each, f"schema[0].properties[{index}]", what) for index, each in enumerate(properties))
-    _own_names(columns, what)
+    read = [_column(each, index, what, new) for index, each in enumerate(properties)]
+    _own_names(read, what)
     keys = _primary_key(properties, what)
     groups = [keys] if keys else []
     groups += [(each["name"],) for each in properties if each.get("unique")]
-    return Contract(
+    # The rules' own SQL is tried here, where nothing is in reach.
+    with duckdb.connect(config={"enable_external_access": "false"}) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        reading = Reading(what=what, table=name, columns=read, connection=connection)
+        columns = tuple(_with_times(each, column, reading) for each, column in zip(properties, read, strict=True))
+        rules = [rule for each, column in zip(properties, read, strict=True) for rule in _values(each, column, reading)]
+        rules += quality_rules(table.get("quality") or [], None, reading, field="schema[0].quality")
+        keys_to = [
+            key
+            for each, column in [*zip(properties, read, strict=True), (table, None)]
+            for key in foreign_keys(
+                each.get("relationships") or [],
+                column,
+                reading,
+                field=f"{column.field if column else 'schema[0]'}.relationships",
+            )
+        ]
+    contract = Contract(
         table=name,
         columns=columns,
         # A column may be the primary key and unique: that is one rule.
-        unique=tuple(UniqueRule(columns=group) for group in dict.fromkeys(groups)),
+        unique=(
+            *(UniqueRule(columns=group) for group in dict.fromkeys(groups)),
+            *(rule for rule in rules if isinstance(rule, UniqueRule)),
+        ),
+        values=tuple(rule for rule in rules if isinstance(rule, RowRule)),
+        foreign_keys=tuple(dict.fromkeys(keys_to)),
+        row_counts=tuple(rule for rule in rules if isinstance(rule, RowCount)),
+        drift=_drift(table, what),
     )
+    _each_once(contract, what)
+    return contract
 
 
-def _column(column: dict[str, Any], field: str, what: str) -> ContractColumn:
-    name = column["name"]
-    _refuse_others(column, _COLUMN_KEYS, f"column {name}", what)
+def _with_times(stated: dict[str, Any], column: ColumnRead, reading: Reading) -> ContractColumn:
+    form, zoned = times_of(column, stated.get("logicalTypeOptions") or {}, reading)
+    required = bool(stated.get("required") or stated.get("primaryKey"))
+    return ContractColumn(name=column.name, type=column.type, required=required, form=form, zoned=zoned)
+
+
+def _values(stated: dict[str, Any], column: ColumnRead, reading: Reading) -> Iterator[Rule]:
+    yield from option_rules(column, stated.get("logicalTypeOptions") or {}, reading)
+    if stated.get("enum"):
+        yield enum_rule(column, stated["enum"], reading)
+    yield from quality_rules(stated.get("quality") or [], column, reading, field=f"{column.field}.quality")
+
+
+def _each_once(contract: Contract, what: str) -> None:
+    """Quarantine names rules, and steps count by name."""
+    rules: list[RowRule | UniqueRule | ForeignKey | RowCount] = [*contract.row_rules, *contract.unique]
+    rules += [*contract.foreign_keys, *contract.row_counts]
+    names = [rule.name for rule in rules]
+    for name in names:
+        if names.count(name) > 1:
+            raise SpecError(
+                f"{what}: expected each rule once, got {name} twice", subject=name, hint="give each a `name` of its own"
+            )
+
+
+def _drift(table: dict[str, Any], what: str) -> Drift:
+    stated = [each["value"] for each in table.get("customProperties") or [] if each["property"] == "drift"]
+    if not stated:
+        return "freeze"
+    if len(stated) > 1 or stated[0] not in DRIFT:
+        came = ", ".join(map(_short, stated))
+        raise SpecError(
+            f"{what}: schema[0].customProperties: expected drift once, as one of {', '.join(DRIFT)}, got {came}",
+            subject="drift",
+        )
+    return cast("Drift", stated[0])
+
+
+def _column(column: dict[str, Any], index: int, what: str, new: set[str]) -> ColumnRead:
+    name, field = column["name"], f"schema[0].properties[{index}]"
+    _refuse_others(column, _COLUMN_KEYS, f"column {name}", what, new)
     if not name.strip() or not name.isprintable():
         raise SpecError(f"{what}: {field}.name: expected a column's name, got {name!r}", subject=f"{field}.name")
-    physical = _physical_type(column.get("physicalType"))
+    physical = physical_type(column.get("physicalType"))
     if physical is None:
         raise SpecError(
-            f"{what}: {field}.physicalType: expected one of {', '.join(_PHYSICAL_TYPES)}, DECIMAL(p,s) "
+            f"{what}: {field}.physicalType: expected one of {', '.join(PHYSICAL_TYPES)}, DECIMAL(p,s) "
             f"for column {name}, got {_short(column.get('physicalType'))}",
             subject=f"{field}.physicalType",
         )
     logical = column["logicalType"]
-    if not _fits_logically(physical, logical):
-        fitting = [each for each in _FITTING if _fits_logically(physical, each)]
+    if not fits_logically(physical, logical):
+        fitting = [each for each in LOGICAL_TYPES if fits_logically(physical, each)]
         raise SpecError(
             f"{what}: {field}.logicalType: expected {' or '.join(fitting)}, as physicalType is {physical}, "
             f"for column {name}, got {logical}",
             subject=f"{field}.logicalType",
         )
-    return ContractColumn(name=name, type=physical, required=bool(column.get("required") or column.get("primaryKey")))
+    return ColumnRead(index=index, name=name, type=physical, field=field, logical=logical)
 
 
-def _physical_type(stated: object) -> str | None:
-    if not isinstance(stated, str):
-        return None
-    kind = stated.strip().upper()
-    if decimal := _DECIMAL.fullmatch(kind):
-        precision, scale = int(decimal[1]), int(decimal[2])
-        return f"DECIMAL({precision},{scale})" if 1 <= precision <= 38 and scale <= precision else None
-    return kind if kind in _PHYSICAL_TYPES else None
-
-
-def _fits_logically(physical: str, logical: str) -> bool:
-    family, _, rest = physical.partition("(")
-    whole = family != "DECIMAL" or rest.endswith(",0)")
-    return family in _FITTING.get(logical, ()) and (whole or logical != "integer")
-
-
-def _own_names(columns: tuple[ContractColumn, ...], what: str) -> None:
+def _own_names(columns: Sequence[ColumnRead], what: str) -> None:
     """DuckDB's names and most readers of Iceberg's do not tell upper from lower case."""
     taken: dict[str, str] = {}
     for name in (column.name for column in columns):
@@ -253,16 +285,22 @@ def _primary_key(properties: list[dict[str, Any]], what: str) -> tuple[str, ...]
     return tuple(each["name"] for _, each in sorted(zip(positions, keys, strict=True), key=lambda pair: pair[0]))
 
 
-def _refuse_others(element: dict[str, Any], known: set[str], owner: str, what: str) -> None:
-    for key, value in element.items():
+def _refuse_others(element: dict[str, Any], known: set[str], owner: str, what: str, new: set[str]) -> None:
+    for key, stated in element.items():
+        if key in new:
+            raise SpecError(
+                f"{what}: {key} on {owner}: expected a key of v3.1, got one that v3.2 brought",
+                subject=f"{key} on {owner}",
+                hint="state apiVersion: v3.2.0",
+            )
         # `quality: []` and `partitioned: false` state no rule.
-        nothing = value in (None, False, "", [], {}) or _SAY_NOTHING.get(key) == value
-        if key in known or nothing or (key == "physicalName" and value == element.get("name")):
+        nothing = stated in (None, False, "", [], {}) or _SAY_NOTHING.get(key) == stated
+        if key in known or nothing or (key == "physicalName" and stated == element.get("name")):
             continue
         raise SpecError(
-            f"{what}: rule {key} on {owner}: expected one of {ENFORCED}, got {_short(value)}",
+            f"{what}: rule {key} on {owner}: expected one of {ENFORCED}, got {_short(stated)}",
             subject=f"{key} on {owner}",
-            hint="load enforces no other rule yet and skips none in silence; state it as a dbt test",
+            hint="load enforces no other rule and skips none in silence; state it as a dbt test",
         )
 
 
@@ -286,7 +324,7 @@ def _check_form(document: dict[str, Any], what: str) -> None:
     if fault.validator_value == ["map"] and "logicalType" not in fault.instance:
         # Where it is absent, each of the schema's conditions on it holds, the one for maps too.
         field, got = f"{field}.logicalType", f"none on {fault.instance.get('name', 'a column')}"
-        raise SpecError(f"{what}: {field}: expected one of {', '.join(_FITTING)}, got {got}", subject=field)
+        raise SpecError(f"{what}: {field}: expected one of {', '.join(LOGICAL_TYPES)}, got {got}", subject=field)
     messages = {
         "type": f"expected {fault.validator_value}, got {got}",
         "enum": f"expected one of {fault.validator_value}, got {got}",

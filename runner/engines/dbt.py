@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -15,23 +16,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from runner.engines import scratch
-from runner.engines.dbt_files import link_packages, read_yaml
+from runner.engines.dbt_files import install_path, link_packages, read_yaml
+from runner.engines.dbt_graph import Graph, graph_of
+from runner.engines.dbt_reasons import FORBIDDEN, explained, one_line
+from runner.engines.export import export
 from runner.engines.inputs import Inputs
+from runner.engines.lock import free_options, lock, set_free_options
 from runner.engines.types import quote, quote_relation
-from runner.model.errors import LogicError
-from runner.model.lineage import closure
+from runner.model.errors import DataError, Failure, LogicError, SchemaError
 from runner.model.manifest import Step
-from runner.model.messages import EngineOutput, EngineResult, Job
+from runner.model.messages import EngineOutput, EngineResult, Job, JobOutput
 from runner.model.spec import DbtStep, DbtWork
 
 if TYPE_CHECKING:
     from click import Command
     from dbt.cli.main import dbtRunnerResult
-    from dbt_artifacts_parser.parsers.manifest.manifest_v12 import ManifestV12
 
 _COMMENT = re.compile(r"\s*/\*.*?\*/", re.DOTALL)
-_FORBIDDEN = re.compile(r"disabled (by|through) configuration|configuration has been locked")
-"""How DuckDB says that the lock on its connection is why a statement failed."""
 _STATUS: Mapping[str, Literal["success", "pass", "warn", "fail", "error", "skipped"]] = {
     "success": "success",
     "pass": "pass",
@@ -54,23 +55,34 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
     project.prepare()
     connection = scratch.connect(job, inputs, str(project.database))
     scratch.make_views(connection, job)
-    connection.close()
     inputs.primed()
+    # After it, so that the record shows the state as read: its rows are in what is published.
+    scratch.restore(connection, job)
+    connection.close()
     steps: list[Step] = []
-    for step in work.steps:
+    for number, step in enumerate(work.steps, start=1):
         found = list(project.invoke(step, inputs))
+        project.keep_artifacts(number)
         steps += found
-        if any(each.status in ("error", "fail") for each in found):
+        # Where what passed is published, a later step may still test it.
+        if _failed(found) and job.publish == "all":
             break
     graph = project.graph()
     connection = scratch.connect(job, inputs, str(project.database))
-    healthy = not any(step.status in ("error", "fail") for step in steps)
+    project.lock(connection)
+    outputs, failure = _outputs(job, graph, steps, connection, inputs)
     return EngineResult(
-        outputs=tuple(_outputs(job, graph, connection)) if healthy else (),
+        outputs=outputs,
         steps=tuple(_with_rows(step, graph, connection) for step in steps),
         packages={name: version(name) for name in ("dbt-core", "dbt-duckdb", "duckdb")},
-        claims_known=healthy,
+        claims_known=not _failed(steps),
+        failure=failure,
+        artifacts=project.artifacts,
     )
+
+
+def _failed(steps: Iterable[Step]) -> bool:
+    return any(step.status in ("error", "fail") for step in steps)
 
 
 class _Project:
@@ -86,7 +98,26 @@ class _Project:
         self._target = folder / "target"
         self._logs = folder / "logs"
         self._external = folder / "external"
+        self._out = folder / "out"
         self._profile = ""
+        self._options: dict[str, str] = {}
+        self._artifacts = folder / "artifacts"
+        self._folders = (self._clone, self._external)
+        """What SQL may read and write besides its inputs."""
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        return tuple(sorted(path.name for path in self._artifacts.glob("*")))
+
+    def keep_artifacts(self, step: int) -> None:
+        """What dbt has written of the step: each step writes its results anew, the others only where they changed."""
+        self._artifacts.mkdir(exist_ok=True)
+        for name in ("manifest.json", "catalog.json", "index.html", "run_results.json"):
+            made = self._target / name
+            kept = f"run_results.{step}.json" if name == "run_results.json" else name
+            if made.is_file():
+                # Results are moved: a step that writes none would seem to have those of the one before it.
+                (shutil.move if name == "run_results.json" else shutil.copyfile)(made, self._artifacts / kept)
 
     def prepare(self) -> None:
         """The project's profile by its own name, its local packages where dbt looks for them."""
@@ -112,7 +143,9 @@ class _Project:
         self._profiles.mkdir()
         (self._profiles / "profiles.yml").write_text(json.dumps(profile), "utf-8")
         self._external.mkdir()
-        link_packages(self._root, self._root / str(project.get("packages-install-path", "dbt_packages")))
+        if self._work.working_directory == "repository":
+            os.chdir(self._clone)
+        link_packages(self._root, install_path(self._root), clone=self._clone)
 
     def invoke(self, step: DbtStep, inputs: Inputs) -> Iterator[Step]:
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
@@ -121,16 +154,27 @@ class _Project:
         from runner.engines import dbt_plugin
 
         _ignore_environment(cli)
-        dbt_plugin.serve(inputs, allowed=(self._clone(), self._external))
+        dbt_plugin.serve(inputs, allowed=self._folders)
         inputs.say(f"dbt {step.command} {' '.join(step.select)}".rstrip())
         listener = _Listener(inputs)
         result = dbtRunner(callbacks=[listener]).invoke(self._arguments(step))
+        # `env()` raises where dbt came to no connection, which is no fault here.
+        connection = getattr(getattr(DuckDBConnectionManager, "_ENV", None), "conn", None)
+        # One that a fault has made unusable tells nothing; dbt's own results do.
+        with suppress(duckdb.Error):
+            self._options = free_options(connection) if connection is not None else {}
         # dbt-duckdb keeps the file open after the runner returned; an open file hides what was written.
         DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]  # dbt-duckdb has no types
-        yield from _steps(step, result, listener.statements)
+        yield from _steps(step, result, listener.statements, self._work)
 
+    def lock(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """A view runs when it is published: it reads what dbt's own connection could, as its hooks had set that up."""
+        set_free_options(connection, self._options)
+        lock(connection, (*self._folders, self._out))
+
+    @property
     def _clone(self) -> Path:
-        """The commit's whole tree, of which the project may be a sub-folder: what SQL may read besides its inputs."""
+        """The commit's whole tree, of which the project may be a sub-folder."""
         room = Path(os.path.commonpath([self._root, self._job.scratch]))
         return room / self._root.relative_to(room).parts[0]
 
@@ -149,11 +193,11 @@ class _Project:
                 arguments += [flag, *names]
         return arguments
 
-    def graph(self) -> _Graph:
+    def graph(self) -> Graph:
         from dbt_artifacts_parser.parsers.manifest.manifest_v12 import ManifestV12
 
         document = json.loads((self._target / "manifest.json").read_bytes())
-        return _graph(ManifestV12(**document))
+        return graph_of(ManifestV12(**document))
 
 
 class _Listener:
@@ -171,10 +215,10 @@ class _Listener:
             node = event.data.node_info
             self._inputs.say(f"{node.resource_type} {node.node_name}: {node.node_status}", done=self._done)
         elif event.info.name == "SQLQuery":
-            self.statements[event.data.node_info.unique_id] = _one_line(_COMMENT.sub("", event.data.sql))
+            self.statements[event.data.node_info.unique_id] = one_line(_COMMENT.sub("", event.data.sql))
         elif event.info.level in ("warn", "error"):
             level: Literal["warning", "error"] = "warning" if event.info.level == "warn" else "error"
-            self._inputs.say(_one_line(event.info.msg), level=level)
+            self._inputs.say(one_line(event.info.msg), level=level)
 
 
 def _ignore_environment(command: Command) -> None:
@@ -185,10 +229,11 @@ def _ignore_environment(command: Command) -> None:
         _ignore_environment(each)
 
 
-def _steps(step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str]) -> Iterator[Step]:
+def _steps(step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str], work: DbtWork) -> Iterator[Step]:
     """dbt's run results as steps. Raises `LogicError` where dbt came to no results at all."""
     if result.exception is not None:
-        raise LogicError(f"dbt: {_one_line(str(result.exception))}", subject="dbt_project.yml") from result.exception
+        reason = explained(str(result.exception), work)
+        raise LogicError(f"dbt: {reason}", subject="dbt_project.yml") from result.exception
     if step.command == "docs":
         yield Step(name="docs", kind="docs", status="success" if result.success else "error")
         return
@@ -199,9 +244,9 @@ def _steps(step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str]
             hint="look at the step's select and exclude, or give it allow_empty: true",
         )
     for each in results or ():
-        message = _one_line(each.message) if each.message and str(each.status) != "success" else None
+        message = explained(each.message, work) if each.message and str(each.status) != "success" else None
         statement = statements.get(each.node.unique_id)
-        if message and statement and _FORBIDDEN.search(message):
+        if message and statement and FORBIDDEN.search(message):
             message = f"{message[:600]}; the statement was: {statement[:300]}"
         compiled = getattr(each.node, "compiled_code", None)
         yield Step(
@@ -215,73 +260,58 @@ def _steps(step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str]
         )
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """dbt's own account of its project: `relations` are what nodes and sources are called in the database."""
-
-    relations: Mapping[str, str]
-    """unique_id -> `schema.name`."""
-    materialized: Mapping[str, str]
-    depends_on: Mapping[str, list[str]]
-    sources: frozenset[str]
-
-    def node_of(self, relation: str) -> str | None:
-        wanted = relation.lower()
-        return next((node for node, name in self.relations.items() if name.lower() == wanted), None)
-
-    def claimed(self, node: str) -> list[str]:
-        """The sources that a node is made of, as `schema.name`."""
-        return sorted(self.relations[each] for each in closure(self.depends_on, node) if each in self.sources)
-
-
-def _graph(manifest: ManifestV12) -> _Graph:
-    relations: dict[str, str] = {}
-    materialized: dict[str, str] = {}
-    depends_on: dict[str, list[str]] = {}
-    for unique_id, node in manifest.nodes.items():
-        if str(getattr(node, "resource_type", "")) in ("model", "seed", "snapshot"):
-            relations[unique_id] = f"{node.schema_}.{node.alias}"
-            config = getattr(node, "config", None)
-            materialized[unique_id] = str(getattr(config, "materialized", None) or "table")
-        depends = getattr(getattr(node, "depends_on", None), "nodes", None)
-        depends_on[unique_id] = list(depends or [])
-    made = {name.lower(): unique_id for unique_id, name in relations.items()}
-    sources: set[str] = set()
-    for unique_id, source in manifest.sources.items():
-        relations[unique_id] = f"{source.schema_}.{source.identifier}"
-        maker = made.get(relations[unique_id].lower())
-        # A source that the project's own seed makes is no input: what that seed is made of is.
-        if maker is not None:
-            depends_on[unique_id] = [maker]
-        # One with a location of its own is a file of the commit: SQL can open no other.
-        elif not any("external_location" in (each or {}) for each in (source.meta, source.source_meta)):
-            sources.add(unique_id)
-    return _Graph(relations, materialized, depends_on, frozenset(sources))
+def _outputs(
+    job: Job, graph: Graph, steps: Sequence[Step], connection: duckdb.DuckDBPyConnection, inputs: Inputs
+) -> tuple[tuple[EngineOutput, ...], Failure | None]:
+    """What may be published; or none, and what is wrong with one of them though its checks passed."""
+    made: list[EngineOutput] = []
+    failed = _failed(steps)
+    if failed and job.publish == "all":
+        return (), None
+    try:
+        for output in job.outputs:
+            node = _node_of(output, graph)
+            obstacle = graph.obstacle(node, steps) if failed else None
+            if obstacle:
+                inputs.say(f"output {output.output.dataset} is not published: {obstacle}", level="warning")
+            else:
+                made.append(_export(job, output, node, graph, connection))
+    except (DataError, LogicError, SchemaError) as exc:
+        # As a failure of the result, not as an error: the manifest then tells the steps too.
+        return (), exc.failure
+    return tuple(made), None
 
 
-def _outputs(job: Job, graph: _Graph, connection: duckdb.DuckDBPyConnection) -> Iterator[EngineOutput]:
-    for output in job.outputs:
-        relation = output.output.from_ or output.output.dataset
-        node = graph.node_of(relation)
-        if node is None or node in graph.sources:
-            made = ", ".join(sorted(name for each, name in graph.relations.items() if each not in graph.sources))
-            raise LogicError(
-                f"output {output.output.dataset}: expected a model that makes {relation}, got {made or 'none'}",
-                subject=relation,
-            )
-        if graph.materialized[node] == "ephemeral":
-            raise LogicError(
-                f"output {output.output.dataset}: expected a relation, got the ephemeral model {node}",
-                subject=node,
-                hint="an ephemeral model leaves nothing behind; materialize it as a view or a table",
-            )
-        try:
-            yield scratch.export(connection, job, output, quote_relation(relation), claimed_inputs=graph.claimed(node))
-        except duckdb.Error as exc:
-            raise LogicError(f"{node}, output {output.output.dataset}: {scratch.reason(exc)}", subject=node) from exc
+def _node_of(output: JobOutput, graph: Graph) -> str:
+    """Raises `LogicError` where no node of the project leaves the relation that the output takes."""
+    relation = output.output.from_ or output.output.dataset
+    node = graph.node_of(relation)
+    if node is None or node in graph.sources:
+        made = ", ".join(sorted(name for each, name in graph.relations.items() if each not in graph.sources))
+        raise LogicError(
+            f"output {output.output.dataset}: expected a model that makes {relation}, got {made or 'none'}",
+            subject=relation,
+        )
+    if graph.materialized[node] == "ephemeral":
+        raise LogicError(
+            f"output {output.output.dataset}: expected a relation, got the ephemeral model {node}",
+            subject=node,
+            hint="an ephemeral model leaves nothing behind; materialize it as a view or a table",
+        )
+    return node
 
 
-def _with_rows(step: Step, graph: _Graph, connection: duckdb.DuckDBPyConnection) -> Step:
+def _export(
+    job: Job, output: JobOutput, node: str, graph: Graph, connection: duckdb.DuckDBPyConnection
+) -> EngineOutput:
+    relation = quote_relation(output.output.from_ or output.output.dataset)
+    try:
+        return export(connection, job, output, relation, claimed_inputs=graph.claimed(node))
+    except duckdb.Error as exc:
+        raise LogicError(f"{node}, output {output.output.dataset}: {scratch.reason(exc)}", subject=node) from exc
+
+
+def _with_rows(step: Step, graph: Graph, connection: duckdb.DuckDBPyConnection) -> Step:
     """The rows that a node left in a table of its own; dbt-duckdb does not report them."""
     left_rows = step.status == "success" and step.kind != "compile"
     if not left_rows or graph.materialized.get(step.name) not in ("table", "incremental", "seed", "snapshot"):
@@ -289,12 +319,6 @@ def _with_rows(step: Step, graph: _Graph, connection: duckdb.DuckDBPyConnection)
     schema, _, name = graph.relations[step.name].partition(".")
     try:
         row = connection.execute(f"SELECT count(*) FROM {quote(schema)}.{quote(name)}").fetchone()
-    except duckdb.CatalogException:  # a hook may have dropped what the node made
+    except duckdb.Error:  # a hook may have dropped what the node made; what cannot be counted has no count
         return step
     return step.model_copy(update={"rows": row[0] if row else None})
-
-
-def _one_line(text: str) -> str:
-    """In at most 1,000 characters: where a traceback is longer, its end says most."""
-    line = " ".join(text.split())
-    return line if len(line) <= 1000 else f"{line[:300]} … {line[-690:]}"

@@ -10,7 +10,7 @@ from duckdb import DuckDBPyConnection
 
 from runner.engines import scratch
 from runner.engines.inputs import Inputs
-from runner.engines.types import literal
+from runner.engines.lock import lock
 
 _serving: list[tuple[Inputs, Sequence[Path]]] = []
 
@@ -24,8 +24,4 @@ class Plugin(BasePlugin):
     def configure_connection(self, conn: DuckDBPyConnection) -> None:
         inputs, allowed = _serving[0]
         scratch.configure(conn, inputs)
-        # `s3://` is the broker, which refuses what was not declared.
-        folders = ", ".join(literal(each) for each in ("s3://", *map(str, allowed)))
-        conn.execute(f"SET allowed_directories = [{folders}]")
-        conn.execute("SET enable_external_access = false")
-        conn.execute("SET lock_configuration = true")
+        lock(conn, allowed)

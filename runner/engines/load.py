@@ -1,72 +1,83 @@
 """The load stage: files of a prefix into one table, each row held to a contract; rows that break it to quarantine.
 
-Every format comes in as text and one set of rules judges it, in DuckDB. What a contract's rules mean here:
-
-- A null is what the format's `nulls` name (CSV), `null` or an absent key (JSON Lines), a null (Parquet). It breaks
-  `required(column)` and nothing else.
-- A text that is not exactly a value of the column's type breaks `type(column: TYPE)`; nothing is rounded or cut.
-- Rows that keep these are compared with each other: of rows alike in the columns of `unique(columns)` the first, by
-  file and line, keeps it and each later one breaks it. Rows with a null there are like no other. A row that breaks
-  one unique rule still counts as first for another.
-- What cannot be a row breaks `malformed(…)`, line by line; a JSON object's key without a column, `unknown(key)`.
+Every format comes in as text and one set of rules judges it, in DuckDB. What a contract's rules mean here, and what a
+null means to each, is written down in docs/contracts.md.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 import duckdb
-import pyarrow as pa
 from duckdb.sqltypes import DuckDBPyType
 
 from runner.engines import scratch
-from runner.engines.contract import PACKAGE, RESERVED_COLUMNS, Contract, ContractColumn, parse_contract
+from runner.engines.contract import PACKAGE, Contract, parse_contract
+from runner.engines.decoding import Utf8Stream
+from runner.engines.drift import Layout
+from runner.engines.exact_types import family
+from runner.engines.export import export
 from runner.engines.inputs import Inputs
-from runner.engines.records import Lines, Record, difference, read_csv, read_json_lines
-from runner.engines.types import literal, literals, quote
+from runner.engines.json_document import read_json
+from runner.engines.judge import Rows, SqlRows, Tolerated, Verdict
+from runner.engines.lock import lock
+from runner.engines.records import Batch, JsonRows, Lines, batches_of, read_csv, read_json_lines
+from runner.engines.types import literal, quote
 from runner.model.errors import Category, DataError, Failure, SchemaError, SpecError
 from runner.model.manifest import Step
-from runner.model.messages import EngineOutput, EngineResult, Job
-from runner.model.names import quarantine_of
-from runner.model.spec import CsvFormat, JsonLinesFormat, LoadWork
+from runner.model.messages import EngineOutput, EngineResult, Job, JobInput
+from runner.model.names import is_table, quarantine_of
+from runner.model.spec import CsvFormat, JsonFormat, JsonLinesFormat, LoadWork, ParquetFormat
 
-_BATCH_RECORDS = 2048
-"""DuckDB's vector size. Larger batches were slower: Python's garbage collector walks every record in them."""
-
-_ROWS_BETWEEN_REPORTS = 512 * _BATCH_RECORDS
+_ROWS_BETWEEN_REPORTS = 1_000_000
 
 _MAX_FOUND_STEPS = 100
 """Steps for rules that are not the contract's: each unknown key is one, and a file may hold any number."""
 
 
 def run(job: Job, inputs: Inputs) -> EngineResult:
-    """Load the files of the job's input. Both outputs are made whatever the findings; the table, then its quarantine.
+    """Load the files of the job's prefix. Both outputs are made whatever the findings; the table, then its quarantine.
 
     Raises `SpecError` for a contract that cannot be enforced, `SchemaError` where a file has other columns, `DataError`
-    where one cannot be read. No rows at all, or too many bad ones, are the result's failure.
+    where one cannot be read. No rows at all, or more bad ones than the contract bears, are the result's failure.
     """
     work = job.work
     if not isinstance(work, LoadWork):
         raise SpecError(f"work.kind: expected 'load', got {work.kind!r}", subject="work.kind")
     table = job.outputs[0].output.dataset
     contract = _contract(job, work)
+    source = next(each for each in job.inputs if not is_table(each.pin.dataset))
     with scratch.connect(job, inputs) as connection:
+        scratch.make_views(connection, job)
+        lock(connection, (Path(job.scratch) / "out",))
         inputs.primed()
-        rows_read = _read_files(connection, job, inputs, work, contract)
-        broken = _judge(connection, work, contract)
-        good, bad = _export(connection, job, work, contract)
-    counts = {"rows_read": rows_read, "rows_loaded": good.rows or 0, "rows_quarantined": bad.rows or 0}
+        layout = Layout(contract, work.contract)
+        nulls = work.format.nulls if isinstance(work.format, CsvFormat) else ()
+        tables = [each.pin.as_ for each in job.inputs if each != source]
+        rows = Rows(connection, contract, layout, nulls, tables=tables)
+        files = _Files(connection, inputs, work, contract, layout)
+        rows_read = _read(files, source, inputs, rows)
+        verdict = rows.settle()
+        for number, uri in enumerate(source.files):
+            if lines := rows.lines_to_recall(number):
+                inputs.say(f"{uri}: read again, rows that break a rule of the whole table: {len(lines):,}")
+                with files.reading(uri, only=lines) as again:
+                    rows.recall(again, file=number)
+        good, bad = _export(connection, job, source, rows)
+    counts = {"rows_read": rows_read, "rows_loaded": rows.loaded, "rows_quarantined": bad.rows or 0}
     if counts["rows_read"] != counts["rows_loaded"] + counts["rows_quarantined"]:
         # The reader counted on its own: this is a fault of the engine, and nothing may be published on it.
         raise RuntimeError(f"{table}: expected every row to be loaded or quarantined, got {counts}")
-    failure = _finding(counts, broken, job, work)
+    failure = _finding(counts, verdict, job, work, source)
     return EngineResult(
         outputs=(good, bad),
-        steps=tuple(_steps(contract, broken, "warn" if failure is None else "fail")),
+        steps=(*_steps(contract, verdict, failed=failure is not None), *layout.steps()),
         counts=counts,
         packages={"duckdb": duckdb.__version__, PACKAGE: version(PACKAGE)},
         failure=failure,
@@ -74,14 +85,15 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
 
 
 def _export(
-    connection: duckdb.DuckDBPyConnection, job: Job, work: LoadWork, contract: Contract
+    connection: duckdb.DuckDBPyConnection, job: Job, source: JobInput, rows: Rows
 ) -> tuple[EngineOutput, EngineOutput]:
-    output, claimed = job.outputs[0], [job.inputs[0].pin.as_]
+    output = job.outputs[0]
+    claimed = [source.pin.as_, *rows.referred()]
     quarantine = quarantine_of(output.output.dataset)
-    good, bad = _good_rows(work, contract), _bad_rows(contract, job.inputs[0].files)
+    bad = rows.bad(source.files)
     return (
-        scratch.export(connection, job, output, good, claimed_inputs=claimed),
-        scratch.export(connection, job, output, bad, claimed_inputs=claimed, dataset=quarantine, quarantine=True),
+        export(connection, job, output, rows.good, claimed_inputs=claimed),
+        export(connection, job, output, bad, claimed_inputs=claimed, dataset=quarantine, quarantine=True),
     )
 
 
@@ -97,108 +109,109 @@ def _contract(job: Job, work: LoadWork) -> Contract:
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def _read_files(
-    connection: duckdb.DuckDBPyConnection, job: Job, inputs: Inputs, work: LoadWork, contract: Contract
-) -> int:
-    """Fill the table `records` in the order of files and lines; returns how many the files hold, counted here."""
-    texts = ", ".join(f"{_text_column(index)} VARCHAR" for index in range(len(contract.columns)))
-    connection.execute(
-        "CREATE TABLE records "
-        f"(_row BIGINT, _file INTEGER, _line BIGINT, _found VARCHAR[], _text VARCHAR, _parsed BOOLEAN, {texts})"
-    )
-    files = job.inputs[0].files
-    rows = 0
-    for index, uri in enumerate(files):
-        if isinstance(work.format, CsvFormat | JsonLinesFormat):
-            records = _records(inputs, uri, work, contract)
-            found = _insert(connection, records, inputs, uri, file=index, after=rows, width=len(contract.columns))
-        else:
-            found = _insert_parquet(connection, uri, contract, file=index, after=rows)
-        rows += found
-        inputs.say(f"{uri}: {found:,} rows", done=index + 1, total=len(files))
-    return rows
+def _read(files: _Files, source: JobInput, inputs: Inputs, rows: Rows) -> int:
+    """Read and judge the files one after the other; returns how many rows they hold, as they say themselves."""
+    total = 0
+    for number, uri in enumerate(source.files):
+        with files.reading(uri) as incoming:
+            count = rows.add(
+                incoming if isinstance(incoming, SqlRows) else _told(incoming, inputs, uri), keep_texts=files.keep_texts
+            )
+        count = files.stated_rows(uri, count)
+        total += count
+        inputs.say(f"{uri}: {count:,} rows", done=number + 1, total=len(source.files))
+    return total
 
 
-def _records(inputs: Inputs, uri: str, work: LoadWork, contract: Contract) -> Iterator[Record]:
-    with inputs.open(uri) as file:
-        lines = Lines(file, uri)
-        names = [column.name for column in contract.columns]
-        if isinstance(work.format, CsvFormat):
-            delimiter = work.format.delimiter
-            yield from read_csv(lines, names, delimiter=delimiter, name=uri, contract=work.contract)
-        else:
-            yield from read_json_lines(lines, {column.name: column.type_rule for column in contract.columns})
-
-
-def _insert(
-    connection: duckdb.DuckDBPyConnection,
-    records: Iterator[Record],
-    inputs: Inputs,
-    uri: str,
-    *,
-    file: int,
-    after: int,
-    width: int,
-) -> int:
-    """Stream records into DuckDB; returns how many there were."""
-    schema = pa.schema(
-        [
-            ("_row", pa.int64()),
-            ("_file", pa.int32()),
-            ("_line", pa.int64()),
-            ("_found", pa.list_(pa.string())),
-            ("_text", pa.string()),
-            ("_parsed", pa.bool_()),
-            *((_text_column(index), pa.string()) for index in range(width)),
-        ]
-    )
+def _told(batches: Iterator[Batch], inputs: Inputs, uri: str) -> Iterator[Batch]:
+    """The same, with a word to the log now and then."""
     count = 0
-    raised: list[BaseException] = []
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        nonlocal count
-        try:
-            while batch := list(islice(records, _BATCH_RECORDS)):
-                size = len(batch)
-                lines, values, found, texts, parsed = zip(*batch, strict=True)
-                first = after + count
-                columns = [range(first, first + size), [file] * size, lines, found, texts, parsed]
-                columns += zip(*values, strict=True)
-                count += size
-                arrays = [pa.array(column, each.type) for column, each in zip(columns, schema, strict=True)]
-                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-                if count % _ROWS_BETWEEN_REPORTS == 0:
-                    inputs.say(f"{uri}: {count:,} rows so far")
-        except BaseException as exc:  # noqa: BLE001 - DuckDB would make text of it; it is raised again below
-            raised.append(exc)
-
-    incoming = pa.RecordBatchReader.from_batches(schema, batches())
-    connection.register("incoming", incoming)
-    connection.execute("INSERT INTO records SELECT * FROM incoming")
-    connection.unregister("incoming")
-    if raised:
-        raise raised[0]
-    return count
+    for batch in batches:
+        before, count = count, count + batch.rows.num_rows
+        if before // _ROWS_BETWEEN_REPORTS < count // _ROWS_BETWEEN_REPORTS:
+            inputs.say(f"{uri}: {count:,} rows so far")
+        yield batch
 
 
-def _insert_parquet(
-    connection: duckdb.DuckDBPyConnection, uri: str, contract: Contract, *, file: int, after: int
-) -> int:
-    """The rows of a Parquet file as text; returns how many its footer says there are."""
-    # Folders named key=value are part of the file's place, not columns of it.
-    source = f"read_parquet({literal(uri)}, hive_partitioning = false, file_row_number = true)"
+@dataclass(frozen=True)
+class _Files:
+    """How a file of the work's format is read into the layout. It may be read more than once."""
+
+    connection: duckdb.DuckDBPyConnection
+    inputs: Inputs
+    work: LoadWork
+    contract: Contract
+    layout: Layout
+
+    @property
+    def keep_texts(self) -> bool:
+        """Whether lines do not tell rows apart: a JSON document may be one long line."""
+        return isinstance(self.work.format, JsonFormat)
+
+    @contextmanager
+    def reading(self, uri: str, *, only: Sequence[int] | None = None) -> Iterator[Iterator[Batch] | SqlRows]:
+        """Records of a file; `only` those lines at least, where it can be chosen.
+
+        Raises `DataError` where the file is none of its format, also while its rows are taken.
+        """
+        format = self.work.format
+        if isinstance(format, ParquetFormat):
+            with _parquet_errors(uri):
+                yield self._parquet(uri)
+            return
+        with self.inputs.open(uri) as file:
+            yield self._batches(file, uri, format, only)
+
+    def stated_rows(self, uri: str, counted: int) -> int:
+        """How many rows the file says that it has, where it does: who reads is not who counts."""
+        if not isinstance(self.work.format, ParquetFormat):
+            return counted
+        row = self.connection.execute(f"SELECT num_rows FROM parquet_file_metadata({literal(uri)})").fetchone()
+        return int(row[0]) if row else 0
+
+    def _batches(
+        self,
+        file: io.RawIOBase,
+        uri: str,
+        format: CsvFormat | JsonLinesFormat | JsonFormat,
+        only: Sequence[int] | None,
+    ) -> Iterator[Batch]:
+        stream = Utf8Stream(file, uri, format.compression, format.encoding)
+        if isinstance(format, CsvFormat):
+            lines = Lines(stream, format.encoding)
+            delimiter, header = format.delimiter, format.header
+            yield from read_csv(lines, self.layout, delimiter=delimiter, name=uri, header=header, only=only)
+            return
+        json_rows = JsonRows(self.layout, [column.type_rule for column in self.contract.columns], uri)
+        if isinstance(format, JsonLinesFormat):
+            records = read_json_lines(Lines(stream, format.encoding), json_rows)
+        else:
+            records = read_json(stream, json_rows, format.rows, uri)
+        yield from batches_of(records, self.layout)
+
+    def _parquet(self, uri: str) -> SqlRows:
+        # Folders named key=value are part of the file's place, not columns of it.
+        source = f"read_parquet({literal(uri)}, hive_partitioning = false, file_row_number = true)"
+        described = self.connection.sql(f"SELECT * EXCLUDE file_row_number FROM {source} LIMIT 0")
+        expected = f"{uri}: expected the columns {', '.join(self.layout.names)}"
+        places = self.layout.adopt(described.columns, expected=expected, subject=uri)
+        texts = ["NULL"] * self.layout.width
+        native = set[int]()
+        for name, kind, place in zip(described.columns, described.types, places, strict=True):
+            if place is not None:
+                texts[place] = _text_of(name, kind, uri, self.contract, place)
+                native |= set() if kind.id == "varchar" else {place}
+        numbered = f"(SELECT *, file_row_number + 1 AS _line FROM {source})"
+        return SqlRows(source=numbered, texts=texts, native=frozenset(native))
+
+
+@contextmanager
+def _parquet_errors(uri: str) -> Iterator[None]:
     try:
-        described = connection.sql(f"SELECT * EXCLUDE file_row_number FROM {source} LIMIT 0")
-        texts = _texts_of(described.columns, described.types, uri, contract)
-        connection.execute(
-            f"INSERT INTO records SELECT {after} + file_row_number, {file}, file_row_number + 1, NULL, NULL, true, "
-            f"{', '.join(texts)} FROM {source}"
-        )
-        row = connection.execute(f"SELECT num_rows FROM parquet_file_metadata({literal(uri)})").fetchone()
+        yield
     except (duckdb.InvalidInputException, duckdb.IOException, duckdb.SerializationException) as exc:
         first_line = str(exc).splitlines()[0]
         raise DataError(f"{uri}: expected a Parquet file, got {first_line}", subject=uri) from exc
-    return int(row[0]) if row else 0
 
 
 # By the names that DuckDB's Python types have.
@@ -220,140 +233,69 @@ _CONVERTIBLE = {
 """For each family of contract types, the Parquet columns whose values may be of it: each value decides for itself."""
 
 
-def _texts_of(names: Sequence[str], types: Sequence[DuckDBPyType], uri: str, contract: Contract) -> Iterator[str]:
-    """For each column of the contract, the SQL of its text. Raises `SchemaError` for other columns, or other kinds."""
-    expected = [column.name for column in contract.columns]
-    if sorted(names) != sorted(expected):
-        raise SchemaError(
-            f"{uri}: expected the columns {', '.join(expected)}, {difference(names, expected)}", subject=uri
-        )
-    by_name = dict(zip(names, types, strict=True))
-    for column in contract.columns:
-        kind = by_name[column.name]
-        if kind.id not in _CONVERTIBLE[column.type.partition("(")[0]]:
-            raise SchemaError(
-                f"{uri}: column {column.name}: expected values for {column.type}, got the type {kind}",
-                subject=column.name,
-            )
-        # A float's shortest text is another double.
-        name = f"CAST({quote(column.name)} AS DOUBLE)" if kind.id == "float" else quote(column.name)
-        yield f"CAST({name} AS VARCHAR)"
-
-
-# --- judging -----------------------------------------------------------------------------------------------------
-
-
-def _text_column(index: int) -> str:
-    """Of the contract's column: its own name could be one of ours."""
-    return f"text_{index}"
-
-
-def _texts(work: LoadWork, contract: Contract) -> dict[str, str]:
-    """For each column, the SQL of its text as the rules see it: null where the format says that it is."""
-    columns = {column.name: _text_column(index) for index, column in enumerate(contract.columns)}
-    if not isinstance(work.format, CsvFormat) or not work.format.nulls:
-        return columns
-    nulls = ", ".join(literal(null) for null in work.format.nulls)
-    return {name: f"CASE WHEN {text} NOT IN ({nulls}) THEN {text} END" for name, text in columns.items()}
-
-
-def _value(texts: dict[str, str], column: ContractColumn) -> str:
-    # Of rows that keep the type rule, so nothing becomes null. A plain CAST would fail where DuckDB chooses to convert
-    # before it has left the other rows out.
-    return f"TRY_CAST({texts[column.name]} AS {column.type})"
-
-
-def _judge(connection: duckdb.DuckDBPyConnection, work: LoadWork, contract: Contract) -> dict[str, int]:
-    """Fill the table `broken` with the rules that each bad row breaks; returns how many rows break each rule."""
-    texts = _texts(work, contract)
-    rules = list(contract.row_rules(texts))
-    names = ", ".join(f"CASE WHEN {rule.broken} THEN {literal(rule.name)} END" for rule in rules)
-    found = "coalesce(_found, [])"
-    connection.execute(
-        f"CREATE TABLE broken AS SELECT _row, {found} || CASE WHEN _parsed THEN list_filter([{names}], "
-        f"lambda rule: rule IS NOT NULL AND NOT list_contains({found}, rule)) ELSE [] END AS rules "
-        f"FROM records WHERE _found IS NOT NULL OR {' OR '.join(f'({rule.broken})' for rule in rules)}"
-    )
-    _find_copies(connection, texts, contract)
-    counted = connection.execute(
-        "SELECT rule, count(*) FROM (SELECT unnest(rules) AS rule FROM broken) GROUP BY rule ORDER BY ALL"
-    ).fetchall()
-    return {str(rule): int(rows) for rule, rows in counted}
-
-
-def _find_copies(connection: duckdb.DuckDBPyConnection, texts: dict[str, str], contract: Contract) -> None:
-    if not contract.unique:
-        return
-    by_name = {column.name: column for column in contract.columns}
-    connection.execute("CREATE TABLE copies (_row BIGINT, position INTEGER)")
-    for position, rule in enumerate(contract.unique):
-        keys = [f"key_{index}" for index in range(len(rule.columns))]
-        named = zip(rule.columns, keys, strict=True)
-        values = ", ".join(f"{_value(texts, by_name[name])} AS {key}" for name, key in named)
-        present = " AND ".join(f"{texts[name]} IS NOT NULL" for name in rule.columns)
-        connection.execute(
-            f"WITH sound AS (SELECT _row, {values} FROM records ANTI JOIN broken USING (_row) WHERE {present}), "
-            f"firsts AS (SELECT {', '.join(keys)}, min(_row) AS first FROM sound GROUP BY ALL HAVING count(*) > 1) "
-            f"INSERT INTO copies SELECT _row, {position} "
-            f"FROM sound JOIN firsts USING ({', '.join(keys)}) WHERE _row > first"
-        )
-    # Not list(rule), which cannot spill to disk: in a file loaded twice half the rows are copies.
-    rules = ", ".join(
-        f"CASE WHEN bool_or(position = {position}) THEN {literal(rule.name)} END"
-        for position, rule in enumerate(contract.unique)
-    )
-    connection.execute(
-        f"INSERT INTO broken SELECT _row, list_filter([{rules}], lambda rule: rule IS NOT NULL) "
-        "FROM copies GROUP BY _row"
-    )
-
-
-def _good_rows(work: LoadWork, contract: Contract) -> str:
-    texts = _texts(work, contract)
-    columns = ", ".join(f"{_value(texts, column)} AS {quote(column.name)}" for column in contract.columns)
-    return f"(SELECT {columns} FROM records ANTI JOIN broken USING (_row) ORDER BY _row)"
-
-
-def _bad_rows(contract: Contract, files: Sequence[str]) -> str:
-    columns = ", ".join(
-        f"{_text_column(index)} AS {quote(column.name)}" for index, column in enumerate(contract.columns)
-    )
-    source_file, line, rules, text = RESERVED_COLUMNS
-    return (
-        # The cast is for a list without files, which has no type.
-        f"(SELECT CAST({literals(files)}[_file + 1] AS VARCHAR) AS {source_file}, _line AS {line}, rules AS {rules}, "
-        f"_text AS {text}, {columns} FROM records JOIN broken USING (_row) ORDER BY _row)"
-    )
+def _text_of(name: str, kind: DuckDBPyType, uri: str, contract: Contract, place: int) -> str:
+    """SQL of a column's text. Raises `SchemaError` for a kind whose values cannot be of the contract's type."""
+    stated = contract.columns[place].type if place < len(contract.columns) else "VARCHAR"
+    if kind.id not in _CONVERTIBLE[family(stated)]:
+        raise SchemaError(f"{uri}: column {name}: expected values for {stated}, got the type {kind}", subject=name)
+    # A float's shortest text is another double.
+    column = f"CAST({quote(name)} AS DOUBLE)" if kind.id == "float" else quote(name)
+    return f"CAST({column} AS VARCHAR)"
 
 
 # --- reporting ---------------------------------------------------------------------------------------------------
 
 
-def _steps(contract: Contract, broken: dict[str, int], status: Literal["warn", "fail"]) -> Iterator[Step]:
+def _steps(contract: Contract, verdict: Verdict, *, failed: bool) -> Iterator[Step]:
     """One for each rule of the contract, and for what reading found besides, the most frequent first."""
-    rules = [rule.name for rule in contract.row_rules({column.name: "" for column in contract.columns})]
-    rules += [rule.name for rule in contract.unique]
+    rules = [rule.name for rule in contract.row_rules if rule.bound is None]
+    rules += [key.name for key in contract.foreign_keys]
+    rules += [rule.name for rule in contract.unique if rule.bound is None]
+    broken = verdict.broken
     found = sorted(broken.keys() - set(rules), key=lambda rule: (-broken[rule], rule))
+    bad: Literal["fail", "warn"] = "fail" if failed else "warn"
     for name in rules + found[:_MAX_FOUND_STEPS]:
         rows = broken.get(name, 0)
-        yield Step(kind="contract", name=name, status=status if rows else "pass", rows=rows)
+        yield Step(kind="contract", name=name, status=bad if rows else "pass", rows=rows)
+    for each in verdict.tolerated:
+        breach: Literal["fail", "warn"] = "fail" if each.bound.severity == "error" else "warn"
+        yield Step(
+            kind="contract",
+            name=each.name,
+            status="pass" if each.holds else breach,
+            rows=each.rows,
+            message=f"{each.bound}, of {each.of:,} rows to be loaded",
+        )
 
 
-def _finding(counts: dict[str, int], broken: dict[str, int], job: Job, work: LoadWork) -> Failure | None:
+def _finding(counts: dict[str, int], verdict: Verdict, job: Job, work: LoadWork, source: JobInput) -> Failure | None:
     rows, bad = counts["rows_read"], counts["rows_quarantined"]
+    dataset, table = source.pin.dataset, job.outputs[0].output.dataset
     if not rows:
-        dataset, files = job.inputs[0].pin.dataset, len(job.inputs[0].files)
+        files = len(source.files)
         return Failure(
             category=Category.DATA,
             message=f"{dataset}: expected rows, got none in {files:,} file{'' if files == 1 else 's'}",
             subject=dataset,
         )
-    if bad / rows <= work.max_bad_fraction:
-        return None
-    worst = max(sorted(broken), key=lambda rule: broken[rule])
+    if bad / rows > work.max_bad_fraction:
+        broken = verdict.broken
+        worst = max(sorted(broken), key=lambda rule: broken[rule])
+        return Failure(
+            category=Category.DATA,
+            message=f"{table}: expected at most {work.max_bad_fraction * 100:g} % bad rows by {work.contract}, "
+            f"got {bad:,} of {rows:,} ({bad / rows * 100:.2f} %), most by {worst}",
+            subject=worst,
+        )
+    breached = [each for each in verdict.tolerated if not each.holds and each.bound.severity == "error"]
+    return _breach(breached[0], table, work) if breached else None
+
+
+def _breach(rule: Tolerated, table: str, work: LoadWork) -> Failure:
+    share = f" ({rule.rows / rule.of * 100:.2f} %)" if rule.bound.unit == "percent" and rule.of else ""
     return Failure(
         category=Category.DATA,
-        message=f"{job.outputs[0].output.dataset}: expected at most {work.max_bad_fraction * 100:g} % bad rows by "
-        f"{work.contract}, got {bad:,} of {rows:,} ({bad / rows * 100:.2f} %), most by {worst}",
-        subject=worst,
+        message=f"{table}: {rule.name}: expected {rule.bound} by {work.contract}, "
+        f"got {rule.rows:,} of {rule.of:,}{share}",
+        subject=rule.name,
     )

@@ -12,7 +12,9 @@ from typing import Any
 import duckdb
 
 from runner.engines import scratch
+from runner.engines.export import export
 from runner.engines.inputs import Inputs
+from runner.engines.lock import lock
 from runner.model.errors import LogicError
 from runner.model.manifest import Step
 from runner.model.messages import EngineResult, Job
@@ -29,13 +31,15 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
     sql = _read(Path(job.workspace) / work.file, work.file)
     connection = scratch.connect(job, inputs)
     scratch.make_views(connection, job)
+    # SQL may read files of its commit, as a dbt project may.
+    lock(connection, (Path(job.workspace), Path(job.scratch) / "out"))
     inputs.primed()
     inputs.say(f"running {work.file}")
     started = time.monotonic()
     try:
         query = _only_select(connection, sql, work.file)
         claimed = _named_tables(connection, query)
-        output = scratch.export(connection, job, job.outputs[0], f"({query}\n)", claimed_inputs=claimed)
+        output = export(connection, job, job.outputs[0], f"({query}\n)", claimed_inputs=claimed)
     except duckdb.Error as exc:
         raise LogicError(f"{work.file}: {scratch.reason(exc)}", subject=work.file) from exc
     step = Step(

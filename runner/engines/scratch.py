@@ -1,35 +1,21 @@
-"""The engine's scratch database: inputs come in as views, outputs leave as Parquet with Iceberg's field ids."""
+"""The engine's scratch database: its connection, inputs in it as views, and outputs' previous state as tables."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import duckdb
 
 from runner.engines.inputs import BrokeredS3, Inputs
-from runner.engines.types import (
-    ColumnType,
-    cast_columns,
-    column_types,
-    field_ids,
-    field_ids_sql,
-    leaves,
-    literal,
-    quote,
-    quote_relation,
-)
-from runner.model.errors import InfrastructureError, SchemaError
-from runner.model.manifest import Column, Fingerprint
-from runner.model.messages import EngineFile, EngineOutput, Job, JobOutput
+from runner.engines.types import literal, quote, quote_relation
+from runner.model.errors import InfrastructureError, SpecError
+from runner.model.manifest import NO_SNAPSHOT, Pin
+from runner.model.messages import Job, JobOutput
 from runner.model.names import is_table
 
-ENGINE = f"duckdb {duckdb.__version__}"
-PER_RUN_COLUMNS = ("_run_id", "_processed_at")
-"""Columns that differ between a run and its rerun by their nature; fingerprints leave them out."""
+LINEAGE_COLUMNS = ("_logic_commit", "_run_id", "_processed_at")
+"""What each row says of the run that made it, where the spec asks for that."""
 
 _EXTENSIONS = ("avro", "iceberg")
 _MEMORY_SHARE = 0.7
@@ -58,8 +44,10 @@ def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs, *, iceberg:
 
 
 def connect(job: Job, inputs: Inputs, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
+    """A connection that has what the job's inputs and outputs need. It is not locked: see `runner.engines.lock`."""
     connection = duckdb.connect(database, config=settings(job))
-    configure(connection, inputs, iceberg=any(is_table(each.pin.dataset) for each in job.inputs))
+    reads_tables = any(is_table(each.pin.dataset) for each in job.inputs) or any(each.state for each in job.outputs)
+    configure(connection, inputs, iceberg=reads_tables)
     return connection
 
 
@@ -72,155 +60,47 @@ def make_views(connection: duckdb.DuckDBPyConnection, job: Job) -> None:
         if schema:
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}")
         connection.execute(
-            f"CREATE OR REPLACE VIEW {quote_relation(each.pin.as_)} AS SELECT * FROM "
-            f"iceberg_scan({literal(each.pin.metadata)}, snapshot_from_id = {int(each.pin.snapshot)})"
+            f"CREATE OR REPLACE VIEW {quote_relation(each.pin.as_)} AS SELECT * FROM {snapshot_rows(each.pin)}"
         )
 
 
-def export(
-    connection: duckdb.DuckDBPyConnection,
-    job: Job,
-    output: JobOutput,
-    relation: str,
-    *,
-    claimed_inputs: Sequence[str] | None,
-    dataset: str | None = None,
-    quarantine: bool = False,
-) -> EngineOutput:
-    """Write `relation` (a quoted name, or a query in parentheses) as the output's file in scratch.
+def restore(connection: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """A table for each output that asks for its state, as the relation that the logic makes, with the pinned rows.
 
-    Columns are cast to types that Iceberg has, without loss. Raises `SchemaError` where a type, a name or a value of
-    one cannot be kept.
+    Columns that the runner adds to each row are left out, since the logic does not make them. Raises `SpecError` where
+    an input has the relation's name.
     """
-    dataset = dataset or output.output.dataset
-    # A query is described as it is: around it, SELECT * would give the second of two equal names another.
-    described = connection.sql(relation if relation.startswith("(") else f"FROM {relation}")
-    columns = column_types(described.columns, described.types, relation=dataset)
-    kind = "csv" if output.output.format == "csv" else "parquet"
-    parts = dataset.replace(".", "/").split("/")
-    name = f"{'-'.join(parts)}/{parts[-1]}.{kind}"
-    path = Path(job.scratch) / "out" / name
-    path.parent.mkdir(parents=True)
-    try:
-        rows = _copy(connection, relation, columns, path, kind, output if is_table(dataset) else None)
-    except (duckdb.ConversionException, duckdb.OutOfRangeException) as exc:
-        changed = {
-            name: each.sql
-            for (name, each), came in zip(columns.items(), described.types, strict=True)
-            if str(came) != each.sql
-        }
-        _blame(connection, relation, changed, dataset, exc)
-        raise  # the logic's own arithmetic, not our casts
-    if kind == "parquet":
-        _check_times(connection, path, columns, dataset)
-    return EngineOutput(
-        dataset=dataset,
-        files=(EngineFile(path=name, rows=rows, sha256=_sha256(path)),),
-        rows=rows,
-        columns=tuple(Column(name=name, type=each.iceberg) for name, each in columns.items()),
-        fingerprint=_fingerprint(connection, path, kind, columns),
-        claimed_inputs=None if claimed_inputs is None else tuple(claimed_inputs),
-        quarantine=quarantine,
-    )
-
-
-def _copy(
-    connection: duckdb.DuckDBPyConnection,
-    relation: str,
-    columns: dict[str, ColumnType],
-    path: Path,
-    kind: str,
-    table: JobOutput | None,
-) -> int:
-    options = "FORMAT csv, HEADER" if kind == "csv" else "FORMAT parquet, COMPRESSION zstd"
-    if table:
-        ids = field_ids(columns, table.field_ids, table.last_field_id, relation=table.output.dataset)
-        options += f", FIELD_IDS {field_ids_sql(ids)}"
-    query = f"COPY (SELECT {cast_columns(columns)} FROM {relation}) TO {literal(str(path))} ({options})"
-    row = connection.execute(query).fetchone()
-    return int(row[0]) if row else 0
-
-
-def _blame(
-    connection: duckdb.DuckDBPyConnection, relation: str, changed: dict[str, str], dataset: str, exc: duckdb.Error
-) -> None:
-    """DuckDB does not say which column a failed cast was of: raise `SchemaError` for the one whose cast fails alone."""
-    for name, sql in changed.items():
-        column = quote(name)
-        try:
-            connection.execute(f"SELECT max(hash({column})) FROM {relation}").fetchall()
-        except duckdb.Error:
+    for each in job.outputs:
+        if each.output.state is None or each.state is None or each.state.snapshot == NO_SNAPSHOT:
             continue
+        relation = each.output.from_ or each.output.dataset
+        schema, _, _ = relation.rpartition(".")
+        if schema:
+            connection.execute(f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}")
         try:
-            connection.execute(f"SELECT max(hash(CAST({column} AS {sql}))) FROM {relation}").fetchall()
-        except (duckdb.ConversionException, duckdb.OutOfRangeException) as again:
-            raise SchemaError(
-                f"{dataset}.{name}: expected values that fit {sql}, the widest that Iceberg has: {reason(again)}",
-                subject=f"{dataset}.{name}",
-                hint=f"cast it in the model: CAST({column} AS DOUBLE) rounds, CAST({column} AS VARCHAR) keeps all",
+            connection.execute(
+                f"CREATE TABLE {quote_relation(relation)} AS SELECT {_made_columns(connection, each, each.state)} "
+                f"FROM {snapshot_rows(each.state)}"
+            )
+        except duckdb.CatalogException as exc:
+            raise SpecError(
+                f"output {each.output.dataset}: expected no input called {relation}, which its state is restored as, "
+                "got one",
+                subject=relation,
+                hint="give the input another name (`as`), or leave state out: the input has the published rows too",
             ) from exc
 
 
-def _check_times(
-    connection: duckdb.DuckDBPyConnection, path: Path, columns: dict[str, ColumnType], dataset: str
-) -> None:
-    """Raises `SchemaError` for what only DuckDB reads back: infinite times, years outside 1 to 9999, and 24:00:00.
-
-    Other readers take DuckDB's infinity for a day in the year 5,881,580, or fail. The file's statistics tell, so that
-    no value is looked at twice.
-    """
-    timed = {
-        place: (name, kind)
-        for place, (name, kind) in enumerate(leaves(columns))
-        if kind in ("date", "time", "timestamp", "timestamptz")
-    }
-    if not timed:
-        return
-    found = connection.execute(
-        f"SELECT column_id, stats_min_value, stats_max_value FROM parquet_metadata({literal(str(path))}) "
-        f"WHERE column_id IN ({', '.join(map(str, timed))})"
-    ).fetchall()
-    for place, *bounds in found:
-        name, kind = timed[place]
-        allowed = _TIMES if kind == "time" else _DATES
-        for value in bounds:
-            if value is not None and not allowed.fullmatch(value):
-                column = quote(next(each for each in columns if f"{name}.".startswith(f"{each}.")))
-                raise SchemaError(
-                    f"{dataset}.{name}: expected a {kind} {_RANGE[kind == 'time']}, got {value}",
-                    subject=f"{dataset}.{name}",
-                    hint=f"in the model, make it NULL, or cast it: CAST({column} AS VARCHAR)",
-                )
+def _made_columns(connection: duckdb.DuckDBPyConnection, output: JobOutput, state: Pin) -> str:
+    """The columns that the logic itself made."""
+    added = LINEAGE_COLUMNS if output.output.lineage_columns else ()
+    names = [name for name in connection.sql(f"FROM {snapshot_rows(state)}").columns if name not in added]
+    return ", ".join(map(quote, names))
 
 
-_DATES = re.compile(r"\d{4}-\d\d-\d\d(?!.*BC).*")
-_TIMES = re.compile(r"([01]\d|2[0-3]):.*")
-_RANGE = ("of the years 1 to 9999", "before 24:00:00")
-
-
-def _fingerprint(
-    connection: duckdb.DuckDBPyConnection, path: Path, kind: str, columns: dict[str, ColumnType]
-) -> Fingerprint:
-    """Of the file as written, so that a view with `random()` in it is not computed twice."""
-    kept = {name: each for name, each in columns.items() if name not in PER_RUN_COLUMNS}
-    reader = "read_csv" if kind == "csv" else "read_parquet"
-    options = ", header = true, all_varchar = true" if kind == "csv" else ""
-    names = ", ".join(quote(name) for name in kept) or "NULL"
-    whole = "t"
-    while whole in {name.lower() for name in kept}:
-        whole += "_"  # or hash() would be of the column of that name alone
-    row = connection.execute(
-        f"SELECT count(*), coalesce(sum(hash({whole})), 0) FROM "
-        f"(SELECT {names} FROM {reader}({literal(str(path))}{options})) {whole}"
-    ).fetchone()
-    rows, total = row or (0, 0)
-    shape = ";".join(f"{name} {each.iceberg}" for name, each in kept.items())
-    return Fingerprint(rows=rows, hash=hashlib.sha256(f"{shape}|{total}".encode()).hexdigest(), engine=ENGINE)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def snapshot_rows(pin: Pin) -> str:
+    """SQL for the rows of exactly the pinned snapshot, to stand after FROM."""
+    return f"iceberg_scan({literal(pin.metadata)}, snapshot_from_id = {int(pin.snapshot)})"
 
 
 def _extension(name: str) -> Path:

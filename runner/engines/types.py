@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from duckdb.sqltypes import DuckDBPyType
@@ -50,6 +51,20 @@ _CASTS = {
     "geometry": "ST_AsWKB({}) or ST_AsText({})",
     "variant": "CAST({} AS JSON)",
 }
+_CASTS_INSIDE = {
+    # What a field inside a column is cast to, as part of the whole column's type; text if it is not here.
+    "timestamp_ns": "TIMESTAMP",
+    "time_ns": "TIME",
+    "time with time zone": "TIME",
+    "bignum": "DECIMAL(38,0)",
+    "variant": "JSON",
+}
+_LOSSES_INSIDE = {
+    "timestamp_ns": "drops what is finer than a microsecond",
+    "time_ns": "drops what is finer than a microsecond",
+    "time with time zone": "drops the offset",
+    "bignum": "fails on more than 38 digits",
+}
 MAX_NAME_BYTES = 255
 """AWS Glue's limit for a column's name: https://docs.aws.amazon.com/glue/latest/webapi/API_Column.html."""
 
@@ -72,17 +87,22 @@ def column_types(names: Sequence[str], types: Sequence[DuckDBPyType], *, relatio
     columns = {
         name: column_type(dtype, relation=relation, column=name) for name, dtype in zip(names, types, strict=True)
     }
+    check_paths(columns, of=relation)
+    return columns
+
+
+def check_paths(columns: Mapping[str, ColumnType], *, of: str) -> None:
+    """Raises `SchemaError` for two columns or fields of one full name."""
     seen: set[str] = set()
     for path in _paths("", columns):
         # Iceberg's libraries find a field by its names joined with dots.
         if path in seen:
             raise SchemaError(
-                f"{relation}.{path}: expected one column of this full name, got two: one has a dot in its name",
-                subject=f"{relation}.{path}",
+                f"{of}.{path}: expected one column of this full name, got two: one has a dot in its name",
+                subject=f"{of}.{path}",
                 hint="write another name without a dot (AS ...)",
             )
         seen.add(path)
-    return columns
 
 
 def check_names(names: Iterable[str], *, of: str) -> None:
@@ -141,34 +161,78 @@ def leaves(columns: Mapping[str, ColumnType], prefix: str = "") -> Iterator[tupl
 
 def column_type(dtype: DuckDBPyType, *, relation: str, column: str) -> ColumnType:
     """How a DuckDB column is published. Raises `SchemaError` naming relation, column and the cast to write."""
+
+    def refused(inside: DuckDBPyType, path: str) -> SchemaError:
+        if path == column:
+            cast = _CASTS.get(inside.id, "CAST({} AS VARCHAR)").replace("{}", quote(column))
+        else:
+            # One cast of the whole column: SQL has none for a field in its place.
+            cast = f"CAST({quote(column)} AS {_castable(dtype)})"
+            losses = sorted({_LOSSES_INSIDE[each] for each in _kinds(dtype) if each in _LOSSES_INSIDE})
+            cast += f", which {' and '.join(losses)}" if losses else ""
+        return SchemaError(
+            f"{relation}.{path}: expected a type that Iceberg has, got {inside}",
+            subject=f"{relation}.{path}",
+            hint=f"cast it in the model, for example {cast}",
+        )
+
+    return _column_type(dtype, relation, column, refused)
+
+
+def _column_type(
+    dtype: DuckDBPyType, relation: str, path: str, refused: Callable[[DuckDBPyType, str], SchemaError]
+) -> ColumnType:
     kind = dtype.id
     if kind in _SCALARS:
         sql, iceberg = _SCALARS[kind]
         return ColumnType(sql=sql, iceberg=iceberg)
     if kind == "decimal":
         parts = dict(dtype.children)
-        return ColumnType(
-            sql=f"DECIMAL({parts['precision']},{parts['scale']})",
-            iceberg=f"decimal({parts['precision']},{parts['scale']})",
-        )
-    if kind in ("list", "array", "struct", "map"):
-        # An array's size is told among its children, and is a rule for its values rather than one of them.
-        inside = [(name, child) for name, child in dtype.children if isinstance(child, DuckDBPyType)]
-        names = {"list": ["element"], "array": ["element"], "map": ["key", "value"]}.get(kind)
-        if names is None:
-            names = [name for name, _ in inside]
-            check_names(names, of=f"{relation}.{column}")
-        children = {
-            name: column_type(child, relation=relation, column=f"{column}.{name}")
-            for name, (_, child) in zip(names, inside, strict=True)
-        }
-        return _nested(kind, children)
-    raise SchemaError(
-        f"{relation}.{column}: expected a type that Iceberg has, got {dtype}",
-        subject=f"{relation}.{column}",
-        hint="cast it in the model, for example "
-        + _CASTS.get(kind, "CAST({} AS VARCHAR)").replace("{}", quote(column)),
+        return _decimal(int(str(parts["precision"])), int(str(parts["scale"])))
+    if kind not in _NESTED:
+        raise refused(dtype, path)
+    inside = _fields(dtype)
+    if kind == "struct":
+        check_names(inside, of=f"{relation}.{path}")
+    return _nested(
+        kind, {name: _column_type(child, relation, f"{path}.{name}", refused) for name, child in inside.items()}
     )
+
+
+def _decimal(precision: int, scale: int) -> ColumnType:
+    return ColumnType(sql=f"DECIMAL({precision},{scale})", iceberg=f"decimal({precision},{scale})")
+
+
+_NESTED = {"list": ("element",), "array": ("element",), "map": ("key", "value"), "struct": None}
+"""The names that Iceberg has for what is inside; a struct's fields have their own."""
+
+
+def _fields(dtype: DuckDBPyType) -> dict[str, DuckDBPyType]:
+    # An array's size is told among its children, and is a rule for its values rather than one of them.
+    inside = [(name, child) for name, child in dtype.children if isinstance(child, DuckDBPyType)]
+    names = _NESTED[dtype.id] or [name for name, _ in inside]
+    return {name: child for name, (_, child) in zip(names, inside, strict=True)}
+
+
+def _kinds(dtype: DuckDBPyType) -> Iterator[str]:
+    if dtype.id not in _NESTED:
+        yield dtype.id
+        return
+    for child in _fields(dtype).values():
+        yield from _kinds(child)
+
+
+def _castable(dtype: DuckDBPyType) -> str:
+    """The SQL type next to `dtype` that can be published."""
+    kind = dtype.id
+    if kind in _SCALARS or kind == "decimal":
+        return str(dtype)
+    if kind not in _NESTED:
+        return _CASTS_INSIDE.get(kind, "VARCHAR")
+    inside = {name: _castable(child) for name, child in _fields(dtype).items()}
+    if kind == "struct":
+        return "STRUCT(" + ", ".join(f"{quote(name)} {child}" for name, child in inside.items()) + ")"
+    return f"MAP({inside['key']}, {inside['value']})" if kind == "map" else f"{inside['element']}[]"
 
 
 def _nested(kind: str, children: dict[str, ColumnType]) -> ColumnType:
@@ -186,6 +250,48 @@ def _nested(kind: str, children: dict[str, ColumnType]) -> ColumnType:
         iceberg="struct<" + ", ".join(f"{name}: {child.iceberg}" for name, child in children.items()) + ">",
         children=children,
     )
+
+
+_WIDER = {("int", "long"), ("float", "double")}
+"""Iceberg's promotions: https://iceberg.apache.org/spec/#schema-evolution. Decimals may get more digits besides."""
+_DECIMAL = re.compile(r"decimal\((\d+), ?(\d+)\)")
+
+
+def fit(column: ColumnType, known: str) -> ColumnType | None:
+    """The wider of a column and the Iceberg type that its table has for it; None where neither can become the other."""
+    known = known.replace(", ", ",") if _DECIMAL.fullmatch(known) else known
+    if known == column.iceberg or _widens(known, column.iceberg):
+        return column
+    if not _widens(column.iceberg, known):
+        return None
+    decimal = _DECIMAL.fullmatch(known)
+    if decimal:
+        return _decimal(int(decimal[1]), int(decimal[2]))
+    return next(ColumnType(sql=sql, iceberg=iceberg) for sql, iceberg in _SAME.values() if iceberg == known)
+
+
+def _widens(narrow: str, wide: str) -> bool:
+    one, other = _DECIMAL.fullmatch(narrow), _DECIMAL.fullmatch(wide)
+    if one and other:
+        return one[2] == other[2] and int(one[1]) <= int(other[1])
+    return (narrow, wide) in _WIDER
+
+
+def fit_columns(columns: Mapping[str, ColumnType], known: Mapping[str, str], *, relation: str) -> dict[str, ColumnType]:
+    """Each column in the wider of its own type and its table's. Raises `SchemaError` where there is none."""
+    fitted = {}
+    for name, column in columns.items():
+        wider = fit(column, known[name]) if name in known else column
+        if wider is None:
+            raise SchemaError(
+                f"{relation}.{name}: expected the table's type {known[name]}, or one that Iceberg widens to or from "
+                f"it, got {column.iceberg}",
+                subject=f"{relation}.{name}",
+                hint=f"cast it in the model to what the table has, or publish it under a new name ({quote(name)} AS "
+                "...): Iceberg widens int to long, float to double and decimals of one scale",
+            )
+        fitted[name] = wider
+    return fitted
 
 
 def field_ids(
@@ -229,7 +335,16 @@ def _ids_sql(ids: FieldIds) -> str:
 
 
 def cast_columns(columns: Mapping[str, ColumnType]) -> str:
+    """The columns in the types that they are published in, for a SELECT."""
     return ", ".join(f"CAST({quote(name)} AS {kind.sql}) AS {quote(name)}" for name, kind in columns.items())
+
+
+def free_name(name: str, taken: Iterable[str]) -> str:
+    """`name`, made longer until no name of `taken` is the same to DuckDB."""
+    folded = {each.lower() for each in taken}
+    while name in folded:
+        name += "_"
+    return name
 
 
 def quote(identifier: str) -> str:

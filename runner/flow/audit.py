@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runner.flow.resolve import Resolved
 from runner.model.errors import Category, Failure
-from runner.model.manifest import InputRecord, Report, Software, Step
+from runner.model.manifest import NO_SNAPSHOT, InputRecord, Report, Software, Step
 from runner.model.messages import EngineOutput, EngineResult
 from runner.model.names import quarantine_of
 from runner.model.spec import JobSpec
@@ -21,23 +21,28 @@ class Audited:
     outputs: tuple[EngineOutput, ...]
     failure: Failure | None
     report: Report
+    artifacts: tuple[str, ...] = ()
+    """Files in the room, kept whatever the audit says: most of all of a run that failed."""
 
 
 def audit(spec: JobSpec, resolved: Resolved, execution: Execution, software: Software) -> Audited:
-    """A failed audit publishes no output; the quarantine is published all the same, so that no bad row is lost."""
+    """A failed audit publishes no output; the quarantine is published all the same, so that no bad row is lost.
+
+    With `publish: passing` a failed step keeps back only what the engine did not hand over because of it.
+    """
     result = execution.result
-    failure = (
-        _undeclared_output(spec, result)
-        or result.failure
-        or _failed_step(result.steps)
-        or _missing_output(spec, result)
-        or _sums(result)
-    )
+    unfit = _undeclared_output(spec, result) or result.failure
+    failed_step = _failed_step(result.steps)
+    failure = unfit or failed_step or _missing_output(spec, result) or _sums(result)
+    passing = spec.publish == "passing" and unfit is None and failed_step is not None
     return Audited(
         outputs=tuple(
-            each for each in result.outputs if failure is None or (each.quarantine and _is_declared(spec, each))
+            each
+            for each in result.outputs
+            if failure is None or passing or (each.quarantine and _is_declared(spec, each))
         ),
         failure=failure,
+        artifacts=result.artifacts,
         report=Report(
             logic=resolved.logic,
             software=software.model_copy(update={"packages": {**software.packages, **result.packages}}),
@@ -112,14 +117,15 @@ def _witnesses(spec: JobSpec, resolved: Resolved, execution: Execution) -> Itera
     claims = [output.claimed_inputs for output in execution.result.outputs if not output.quarantine]
     unknown = any(claimed is None for claimed in claims) or not execution.result.claims_known
     claimed = {name.lower() for each in claims for name in each or ()}
-    for pin in resolved.pins:
+    for pin in (each for each in resolved.pins if each.snapshot != NO_SNAPSHOT):
         read = execution.reads.get(pin.as_) if execution.reads is not None else None
         yield InputRecord(
             dataset=pin.dataset,
             as_=pin.as_,
             snapshot=pin.snapshot,
             declared=True,
-            claimed=True if pin.as_.lower() in claimed else None if unknown else False,
+            # That an output begins from its own state is the platform's doing: no logic has to claim it.
+            claimed=True if pin.state or pin.as_.lower() in claimed else None if unknown else False,
             observed=None if read is None else "rows" if read.files else "metadata" if read.used else "none",
             files=read.files if read else 0,
             bytes=read.bytes if read else 0,

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from runner.log import logger
-from runner.model.errors import ConflictError
-from runner.model.manifest import OutputRecord, Plan
+from runner.model.errors import Category, ConflictError, Failure
+from runner.model.manifest import NO_SNAPSHOT, OutputRecord, Plan
+from runner.model.ranges import WHOLE_TABLE, overlap
 from runner.model.spec import JobSpec
-from runner.ports import Claimed, CommitTag, Landed, LoadedDataset, LostRace, Ports
+from runner.ports import Claimed, CommitTag, LoadedDataset, LostRace, Ports
+
+
+class StateMoved(Exception):
+    """A table is not where this plan began from, and nothing of the plan has landed: it is void."""
+
+    def __init__(self, failure: Failure, plan_id: UUID) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+        self.plan_id = plan_id
 
 
 def commit(spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> tuple[OutputRecord, ...]:
     """Returns the outputs with their snapshots.
 
-    Raises `ConflictError` where another plan of this run has landed, or a newer run has written the same table.
-    Several outputs are not one transaction: what landed before an error stays, and is found by the next attempt.
+    Raises `ConflictError` where another plan of this run has landed, or a newer run has written the same range, and
+    `StateMoved` where the plan is void. Several outputs are not one transaction: what landed before an error stays,
+    and is found by the next attempt. Those that began from a state go first: only they can make a plan void.
     """
+    ordered = sorted(plan.outputs, key=lambda output: output.state is None)
+    landed = {output.dataset: _commit_one(output, spec, claimed, plan, ports) for output in ordered}
+    return tuple(landed[output.dataset] for output in plan.outputs)
+
+
+def _commit_one(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> OutputRecord:
     tag = CommitTag(
         run_id=spec.run_id,
         effect=spec.effect,
@@ -22,18 +41,18 @@ def commit(spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> tuple[O
         attempt=plan.attempt,
         logical_time=spec.logical_time,
         submitted_at=claimed.submitted_at,
+        range=output.range,
     )
-    return tuple(_commit_one(output, tag, ports) for output in plan.outputs)
-
-
-def _commit_one(output: OutputRecord, tag: CommitTag, ports: Ports) -> OutputRecord:
     while True:
         dataset = ports.datasets(output.dataset).load(output.dataset)
         snapshot = _adopt(output, tag, dataset)
         if snapshot is None:
-            _refuse_if_older(output, tag, dataset.head(output.branch))
+            _refuse_if_older(output, tag, dataset)
+            _refuse_if_taken_up(output, tag, dataset)
+            if not _is_where_it_began(output, tag, dataset):
+                raise _moved(output, plan, dataset, ports)
             try:
-                snapshot = dataset.replace(output, tag)
+                snapshot = dataset.commit(output, tag)
             except LostRace:
                 # Somebody committed since the look: look again. Each turn of the loop is another writer's success.
                 continue
@@ -55,15 +74,68 @@ def _adopt(output: OutputRecord, tag: CommitTag, dataset: LoadedDataset) -> str 
     return None
 
 
-def _refuse_if_older(output: OutputRecord, tag: CommitTag, head: Landed | None) -> None:
-    """Of two runs that write the same table the later logical_time wins, then the later submission."""
-    if head is None or head.tag is None or output.quarantine:
+def _refuse_if_older(output: OutputRecord, tag: CommitTag, dataset: LoadedDataset) -> None:
+    """Of two runs that write the same range the later logical_time wins, then the later submission."""
+    if output.quarantine or output.branch is not None:
         return
-    theirs, ours = (head.tag.logical_time, head.tag.submitted_at), (tag.logical_time, tag.submitted_at)
-    if theirs > ours:
+    for landed in dataset.history(None):
+        if landed.tag is None or not overlap(landed.tag.range, tag.range):
+            continue
+        theirs, ours = (landed.tag.logical_time, landed.tag.submitted_at), (tag.logical_time, tag.submitted_at)
+        if theirs > ours:
+            raise ConflictError(
+                f"{output.dataset}: expected no newer run's data, got snapshot {landed.snapshot} of run "
+                f"{landed.tag.run_id} for {theirs[0].isoformat()}, submitted {theirs[1].isoformat()}",
+                subject=output.dataset,
+                hint="this run is older than what is published; nothing was overwritten",
+            )
+        if landed.tag.range in (WHOLE_TABLE, tag.range):
+            return  # what is before it and has rows of ours is older than it, or it would not have landed
+
+
+def _refuse_if_taken_up(output: OutputRecord, tag: CommitTag, dataset: LoadedDataset) -> None:
+    """A rerun of an append takes its effect's files out; rows that have become part of others it would double."""
+    if output.mode != "append" or output.branch is not None or tag.effect == tag.run_id:
+        return
+    taken_up_by = None
+    for landed in dataset.history(None):
+        if landed.tag is not None and landed.tag.effect == tag.effect:
+            break
+        if landed.tag is not None and landed.tag.range == WHOLE_TABLE:
+            taken_up_by = landed.tag.run_id
+    else:
+        return
+    if taken_up_by is not None:
         raise ConflictError(
-            f"{output.dataset}: expected no newer run's data, got snapshot {head.snapshot} of run {head.tag.run_id} "
-            f"for {theirs[0].isoformat()}, submitted {theirs[1].isoformat()}",
+            f"{output.dataset}: expected the rows of run {tag.effect} in files of their own, got the whole table "
+            f"written anew by run {taken_up_by} since",
             subject=output.dataset,
-            hint="this run is older than what is published; nothing was overwritten",
+            hint="rerun without --publish to compare; the rows that it appended are part of that run's output now",
         )
+
+
+def _is_where_it_began(output: OutputRecord, tag: CommitTag, dataset: LoadedDataset) -> bool:
+    """Whether the table still has the state that this output was computed from.
+
+    What its own effect published since is no stranger: a rerun takes the place of it.
+    """
+    if output.state is None or output.branch is not None:
+        return True
+    head = dataset.head(None)
+    if head is None or head.snapshot == output.state:
+        return (head.snapshot if head else NO_SNAPSHOT) == output.state
+    return head.tag is not None and head.tag.effect == tag.effect
+
+
+def _moved(output: OutputRecord, plan: Plan, dataset: LoadedDataset, ports: Ports) -> StateMoved | ConflictError:
+    head = dataset.head(None)
+    message = (
+        f"{output.dataset}: expected it at snapshot {output.state}, which this run began from, "
+        f"got {head.snapshot if head else NO_SNAPSHOT}"
+    )
+    if any(ports.datasets(each.dataset).load(each.dataset).landed(plan.run_id) for each in plan.outputs):
+        return ConflictError(f"{message}, after other outputs of it had landed", subject=output.dataset)
+    hint = "somebody else wrote the table meanwhile; the run begins anew from what is there now"
+    return StateMoved(
+        Failure(category=Category.TRANSIENT, message=message, subject=output.dataset, hint=hint), plan.plan_id
+    )

@@ -9,8 +9,9 @@ from runner.log import logger
 from runner.model.errors import Failure
 from runner.model.manifest import AttemptRecord, Fingerprint, Manifest, OutputRecord, Pin, Plan, Report, State
 from runner.model.names import is_table, log_key, quarantine_of, rerun_branch
+from runner.model.ranges import WHOLE_TABLE
 from runner.model.spec import JobSpec
-from runner.ports import Claimed, Ports
+from runner.ports import Claimed, Landed, Ports
 
 
 def decide(
@@ -24,10 +25,12 @@ def decide(
     outputs: tuple[OutputRecord, ...],
     failure: Failure | None,
     report: Report,
+    cancelled: bool = False,
 ) -> Manifest:
     """Raises `LostLease` where the run has become another attempt's: then that one decides."""
     decided_at = ports.clock.now()
-    state: Literal[State.SUCCEEDED, State.FAILED] = State.SUCCEEDED if failure is None else State.FAILED
+    state: Literal[State.SUCCEEDED, State.FAILED, State.CANCELLED]
+    state = State.CANCELLED if cancelled else State.SUCCEEDED if failure is None else State.FAILED
     logger.info("run %s: %s", state.value, failure.message if failure else _rows(outputs))
     upload_log(spec, claimed.attempt, ports, room)
     attempts = tuple(
@@ -56,6 +59,16 @@ def decide(
     return manifest
 
 
+def decide_cancelled(
+    spec: JobSpec, claimed: Claimed, ports: Ports, room: Room, *, pins: tuple[Pin, ...], report: Report
+) -> Manifest:
+    """Somebody asked for it before there was a plan. What a forgotten plan may have landed is listed all the same."""
+    landed = look(spec, None, ports)
+    return decide(
+        spec, claimed, ports, room, pins=pins, plan=None, outputs=landed, failure=None, report=report, cancelled=True
+    )
+
+
 def look(spec: JobSpec, plan: Plan | None, ports: Ports) -> tuple[OutputRecord, ...]:
     """What of this run has landed, plan or none: asked before a run is decided failed, so that the record is true."""
     planned = {output.dataset: output for output in plan.outputs} if plan else {}
@@ -67,15 +80,17 @@ def look(spec: JobSpec, plan: Plan | None, ports: Ports) -> tuple[OutputRecord, 
                 found.append(planned[name].model_copy(update={"snapshot": landed.snapshot}))
             else:
                 logger.warning("%s: snapshot %s of this run is of no plan that is known", name, landed.snapshot)
-                found.append(_of_no_known_plan(spec, name, landed.snapshot, quarantine=name not in declared))
+                found.append(_of_no_known_plan(spec, name, landed, quarantine=name not in declared))
     return tuple(found)
 
 
-def _of_no_known_plan(spec: JobSpec, dataset: str, snapshot: str, *, quarantine: bool) -> OutputRecord:
+def _of_no_known_plan(spec: JobSpec, dataset: str, landed: Landed, *, quarantine: bool) -> OutputRecord:
     """What a plan made that the ledger, back from a backup, has forgotten: that it is there is all that is known."""
+    declared = next((each for each in spec.outputs if each.dataset == dataset), None)
     return OutputRecord(
         dataset=dataset,
-        mode="replace",
+        mode=declared.mode if declared else "replace",
+        range=landed.tag.range if landed.tag else WHOLE_TABLE,
         branch=rerun_branch(spec.run_id) if spec.publishes_to_branch else None,
         base=None,
         files=(),
@@ -84,7 +99,7 @@ def _of_no_known_plan(spec: JobSpec, dataset: str, snapshot: str, *, quarantine:
         fingerprint=Fingerprint(rows=None, hash="unknown", engine="unknown"),
         claimed_inputs=None,
         quarantine=quarantine,
-        snapshot=snapshot,
+        snapshot=landed.snapshot,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from runner.flow.decide import decide, look, upload_log
+from runner.flow.decide import decide, decide_cancelled, look, upload_log
 from runner.flow.room import Room
 from runner.flow.waiting import Waiting
 from runner.log import logger
@@ -26,9 +26,14 @@ def fail(
     report: Report,
     failure: Failure,
 ) -> Manifest | Waiting:
-    """Give the run back where the policy allows another try; else decide it failed, with what has landed."""
+    """Give the run back where the policy allows another try; else decide it failed, with what has landed.
+
+    A run that is to be cancelled is decided so, whatever it met: being stopped for it, perhaps.
+    """
     logger.error("%s: %s", failure.category.value, failure.message)
     planned = plan is not None
+    if not planned and ports.ledger.cancel_wanted(spec.run_id):
+        return decide_cancelled(spec, claimed, ports, room, pins=pins, report=report)
     if may_retry(failure, attempt=claimed.tries, max_attempts=spec.max_attempts, planned=planned):
         wait_s = back_off_s(failure, attempt=claimed.tries, jitter=random.random)
         logger.warning("attempt %d of %d gives the run back for %.1f s", claimed.tries, spec.max_attempts, wait_s)

@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager
 
 from runner.flow.audit import audit
 from runner.flow.claim import claim, recall
-from runner.flow.commit import commit
-from runner.flow.decide import decide
+from runner.flow.commit import StateMoved, commit
+from runner.flow.decide import decide, decide_cancelled
 from runner.flow.execute import execute
 from runner.flow.fail import fail, settle, unexpected
+from runner.flow.lease import lease
 from runner.flow.plan import plan
+from runner.flow.production import prove_production
 from runner.flow.record import record
 from runner.flow.resolve import check_out, pin, resolve
 from runner.flow.room import Room, room
@@ -20,7 +22,7 @@ from runner.log import bound_to_run
 from runner.model.errors import Failure, RunnerError
 from runner.model.manifest import Manifest, Report
 from runner.model.spec import JobSpec
-from runner.ports import Busy, Claimed, Decided, LostLease, Ports
+from runner.ports import Busy, CancelWanted, Claimed, Decided, LostLease, Ports
 
 Keep = Callable[[JobSpec, Claimed, Room], AbstractContextManager[None]]
 """Keeps the lease and hides the message while the job is at work."""
@@ -49,15 +51,19 @@ def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manif
     try:
         if recalled := recall(spec, claimed, ports):
             return recalled
+        if claimed.cancelled:
+            return decide_cancelled(spec, claimed, ports, here, pins=pins, report=report)
         if planned is None and claimed.settling:
             return failed(settle(spec, ports))
         if planned is None:
-            logic = check_out(spec, ports, here)
+            if waiting := lease(spec, claimed, ports):
+                return waiting
+            logic = prove_production(spec, check_out(spec, ports, here), ports)
             report = Report(logic=logic, software=ports.software)
             pins = pin(spec, claimed, ports)
             resolved = resolve(spec, logic, pins, ports, here)
             audited = audit(spec, resolved, execute(spec, resolved, ports), ports.software)
-            planned = plan(spec, claimed, audited, ports, here)
+            planned = plan(spec, claimed, pins, audited, ports, here)
         outputs, failure, report = commit(spec, claimed, planned, ports), planned.failure, planned.report
         return decide(
             spec, claimed, ports, here, pins=pins, plan=planned, outputs=outputs, failure=failure, report=report
@@ -67,6 +73,12 @@ def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manif
         raise
     except LostLease:
         raise
+    except CancelWanted:
+        return decide_cancelled(spec, claimed, ports, here, pins=pins, report=report)
+    except StateMoved as moved:
+        ports.ledger.void(spec.run_id, claimed.attempt, moved.plan_id)
+        planned, pins = None, ()
+        return failed(moved.failure)
     except RunnerError as error:
         return failed(error.failure)
     except Exception as error:  # noqa: BLE001 - a fault of ours must not take the worker down, nor the run out of the record

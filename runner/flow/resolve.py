@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from runner.flow.room import Room
 from runner.log import logger
-from runner.model.errors import LogicError
-from runner.model.manifest import LogicRecord, Pin
-from runner.model.messages import Job, JobInput, JobOutput
+from runner.model.errors import DataError, LogicError, SchemaError
+from runner.model.manifest import LogicRecord, PackageRecord, Pin
+from runner.model.messages import Job, JobInput, JobOutput, Stamp
 from runner.model.names import is_table
-from runner.model.spec import JobSpec, Output
+from runner.model.ranges import partition_name, partition_value
+from runner.model.spec import DbtWork, JobSpec, Output, Partition
 from runner.ports import Claimed, Ports, ServedFile
 
 
@@ -35,6 +36,10 @@ def check_out(spec: JobSpec, ports: Ports, room: Room) -> LogicRecord:
             subject="logic.path",
         )
     logger.info("logic is %s at %s (tree %s, from the %s)", asked.repo, checkout.commit, checkout.tree, checkout.origin)
+    packages: tuple[PackageRecord, ...] = ()
+    if isinstance(spec.work, DbtWork):
+        project = room.workspace / asked.path
+        packages = ports.packages.install(project, clone=room.workspace, scratch=room.folder / "packages")
     return LogicRecord(
         repo=asked.repo,
         commit=checkout.commit,
@@ -42,6 +47,8 @@ def check_out(spec: JobSpec, ports: Ports, room: Room) -> LogicRecord:
         tree=checkout.tree,
         origin=checkout.origin,
         committed_at=checkout.committed_at,
+        dirty=asked.dirty,
+        packages=packages,
     )
 
 
@@ -50,31 +57,74 @@ def pin(spec: JobSpec, claimed: Claimed, ports: Ports) -> tuple[Pin, ...]:
     pins = claimed.pins
     if pins is None:
         found = [ports.datasets(each.dataset).pin(each.dataset, each.alias, each.snapshot) for each in spec.inputs]
+        found += [
+            ports.datasets(each.dataset).state(each.dataset, each.state_alias, each.snapshot)
+            for each in spec.outputs
+            if each.begins_from_state
+        ]
         pins = ports.ledger.pin(spec.run_id, claimed.attempt, found)
     for each in pins:
-        logger.info("input %s is %s at snapshot %s", each.as_, each.dataset, each.snapshot)
+        logger.info("%s %s is %s at snapshot %s", "state" if each.state else "input", *_named(each))
     return pins
+
+
+def _named(pin: Pin) -> tuple[str, str, str]:
+    return pin.as_, pin.dataset, pin.snapshot
 
 
 def resolve(spec: JobSpec, logic: LogicRecord, pins: tuple[Pin, ...], ports: Ports, room: Room) -> Resolved:
     """The engine's job, made of both."""
     served = {pin.as_: ports.datasets(pin.dataset).files(pin) for pin in pins}
+    states = {pin.dataset: pin for pin in pins if pin.state}
+    for state in states.values():
+        _refuse_too_large(state, served[state.as_], limit_mib=spec.resources.state_mib)
     job = Job(
         work=spec.work,
         inputs=tuple(
             JobInput(pin=pin, files=() if is_table(pin.dataset) else tuple(file.uri for file in served[pin.as_]))
             for pin in pins
+            if not pin.state
         ),
-        outputs=tuple(_output(each, ports) for each in spec.outputs),
+        outputs=tuple(_output(each, states.get(each.dataset), spec, ports) for each in spec.outputs),
         workspace=str(room.workspace / spec.logic.path),
         scratch=str(room.scratch),
         resources=spec.resources,
+        publish=spec.publish,
+        stamp=Stamp(logic_commit=spec.logic.commit, run_id=spec.run_id, processed_at=ports.clock.now()),
     )
     return Resolved(logic=logic, pins=pins, served=served, job=job)
 
 
-def _output(output: Output, ports: Ports) -> JobOutput:
+def _refuse_too_large(state: Pin, files: Sequence[ServedFile], *, limit_mib: int) -> None:
+    size = sum(file.bytes for file in files if file.holds_rows)
+    if size > limit_mib * 1024 * 1024:
+        raise DataError(
+            f"{state.dataset}: expected a state of at most {limit_mib:,} MiB, got {size / 1024 / 1024:,.1f} MiB",
+            subject=state.dataset,
+            hint="raise resources.state_mib, or publish with mode append or replace_where, which read no state",
+        )
+
+
+def _output(output: Output, state: Pin | None, spec: JobSpec, ports: Ports) -> JobOutput:
     if not is_table(output.dataset):
         return JobOutput(output=output)
     table = ports.datasets(output.dataset).load(output.dataset)
-    return JobOutput(output=output, field_ids=dict(table.field_ids), last_field_id=table.last_field_id)
+    if table.exists and table.partition_by != output.partition_by:
+        raise SchemaError(
+            f"{output.dataset}: expected partition_by {_partitions(table.partition_by)}, as the table is, "
+            f"got {_partitions(output.partition_by)}",
+            subject=output.dataset,
+            hint="say what the table has, or publish under a new name: a table's partitions stay as they are",
+        )
+    return JobOutput(
+        output=output,
+        partition=partition_value(output, spec.logical_time),
+        state=state,
+        column_types=dict(table.column_types),
+        field_ids=dict(table.field_ids),
+        last_field_id=table.last_field_id,
+    )
+
+
+def _partitions(partition: Partition | None) -> str:
+    return "none" if partition is None else partition_name(partition)

@@ -33,6 +33,11 @@ class Room:
         return self.scratch / "out"
 
     @property
+    def artifacts(self) -> Path:
+        """What the engine's own tools say of the work."""
+        return self.scratch / "artifacts"
+
+    @property
     def log(self) -> Path:
         return self.folder / "log.jsonl"
 

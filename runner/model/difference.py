@@ -19,7 +19,7 @@ class Difference:
 
 def differences(left: Manifest, right: Manifest) -> list[Difference]:
     """Empty where both ran the same logic on the same inputs with the same software and made the same."""
-    pairs = [(_facts(left), _facts(right)), (_outputs(left), _outputs(right))]
+    pairs = [(_facts(left), _facts(right)), (_outputs(left), _outputs(right)), _values(left, right)]
     return [each for one, other in pairs for each in _unequal(one, other)]
 
 
@@ -41,6 +41,7 @@ def _facts(run: Manifest) -> dict[str, str]:
         "logic repo": spec.logic.repo,
         "logic commit": spec.logic.commit,
         "logic path": spec.logic.path,
+        "logic dirty": "yes" if spec.logic.dirty else "no",
         "work": spec.work.model_dump_json(by_alias=True),
     }
     facts |= {f"input {pin.as_}": f"{pin.dataset}@{pin.snapshot}" for pin in run.pins}
@@ -67,6 +68,20 @@ def _output(output: OutputRecord) -> dict[str, str]:
         facts[f"{name} rows"] = f"{output.rows:,}"
     for column in output.columns or ():
         facts[f"{name} column {column.name}"] = column.type
+    return facts
+
+
+def _values(left: Manifest, right: Manifest) -> tuple[dict[str, str], dict[str, str]]:
+    """What each column holds, by its fingerprint; only of columns that both have, as the same engine saw them."""
+    ours, theirs = ({each.dataset: each.fingerprint for each in run.outputs} for run in (left, right))
+    facts: tuple[dict[str, str], dict[str, str]] = ({}, {})
+    for dataset in (each for each in ours if each in theirs):
+        one, other = ours[dataset], theirs[dataset]
+        if one.compare(other) == "not comparable":
+            continue
+        for column in (each for each in one.columns if each in other.columns):
+            for found, fingerprint in zip(facts, (one, other), strict=True):
+                found[f"output {dataset} values of {column}"] = fingerprint.columns[column][:16]
     return facts
 
 

@@ -1,4 +1,4 @@
-"""Which hosts the extract stage may talk to: pure rules on a URL's host and on every address behind it."""
+"""Which hosts the worker may talk to for a job: pure rules on a URL's host and on every address behind it."""
 
 from __future__ import annotations
 
@@ -64,9 +64,11 @@ class HostRules:
     names: tuple[tuple[str, int | None], ...] = ()
     """Host names, lower case; one that begins with a dot stands for every name below it."""
     blocks: tuple[tuple[Network, int | None], ...] = ()
+    setting: str = SETTING
+    """Where they are configured, for messages."""
 
     @classmethod
-    def parse(cls, entries: Iterable[str]) -> Self:
+    def parse(cls, entries: Iterable[str], *, setting: str = SETTING) -> Self:
         """Read names, `*.suffix`, addresses and CIDR blocks, with `:port` (then IPv6 in brackets) or without.
 
         Raises `SpecError` naming the entry.
@@ -74,13 +76,13 @@ class HostRules:
         names: list[tuple[str, int | None]] = []
         blocks: list[tuple[Network, int | None]] = []
         for entry in entries:
-            host, port = _split(entry)
+            host, port = _split(entry, setting)
             name = host.lower()
             if _is_name(name.removeprefix("*.")):
                 names.append((name.removeprefix("*"), port))
             else:
-                blocks.append((_block(host, entry), port))
-        return cls(names=tuple(names), blocks=tuple(blocks))
+                blocks.append((_block(host, entry, setting), port))
+        return cls(names=tuple(names), blocks=tuple(blocks), setting=setting)
 
     def require_host(self, host: str, port: int, *, what: str, subject: str) -> None:
         """Raise `SpecError` unless a URL may name `host`; `require_address` judges what it resolves to.
@@ -94,8 +96,8 @@ class HostRules:
             return
         empty = "" if self.names or self.blocks else ", which is empty"
         raise SpecError(
-            f"{what}: expected a host that {SETTING} allows{empty}, got {_shown(host, port)}",
-            hint=f"{SETTING} lists names, *.suffixes, addresses and CIDR blocks, with commas between them",
+            f"{what}: expected a host that {self.setting} allows{empty}, got {_shown(host, port)}",
+            hint=f"{self.setting} lists names, *.suffixes, addresses and CIDR blocks, with commas between them",
             subject=subject,
         )
 
@@ -106,9 +108,9 @@ class HostRules:
         if kind is None or self._names_address(parsed, port):
             return
         raise SpecError(
-            f"{what}: expected {host} to resolve to public addresses or to ones that {SETTING} names, "
+            f"{what}: expected {host} to resolve to public addresses or to ones that {self.setting} names, "
             f"got {address} ({kind})",
-            hint=f"if {host} is meant to be there, add {parsed} to {SETTING}",
+            hint=f"if {host} is meant to be there, add {parsed} to {self.setting}",
             subject=subject,
         )
 
@@ -148,32 +150,32 @@ def _is_name(host: str) -> bool:
     return bool(_NAME.fullmatch(host)) and not _ENDS_IN_NUMBER.fullmatch(host)
 
 
-def _split(entry: str) -> tuple[str, int | None]:
+def _split(entry: str, setting: str) -> tuple[str, int | None]:
     """`[fd00::1]:80`, `fd00::1`, `name:80` and `name` as host and port."""
     if entry.count(":") > 1 and not entry.startswith("["):
         return entry, None
     parts = _ENTRY.fullmatch(entry)
     if parts is None or (parts["port"] and not 0 < int(parts["port"]) < 65536):
-        raise _not_an_entry(entry)
+        raise _not_an_entry(entry, setting)
     return parts["bracketed"] or parts["plain"] or "", int(parts["port"]) if parts["port"] else None
 
 
-def _block(host: str, entry: str) -> Network:
+def _block(host: str, entry: str, setting: str) -> Network:
     if "%" in host:  # an interface of one machine
-        raise _not_an_entry(entry)
+        raise _not_an_entry(entry, setting)
     try:
         block = ip_network(host)
     except ValueError as exc:
-        raise _not_an_entry(entry) from exc
+        raise _not_an_entry(entry, setting) from exc
     if isinstance(block, IPv6Network) and any(block.subnet_of(carrier) for carrier in _CARRIERS_OF_V4):
-        raise SpecError(f"{SETTING}: expected the IPv4 address that counts, got {entry!r}", subject=SETTING)
+        raise SpecError(f"{setting}: expected the IPv4 address that counts, got {entry!r}", subject=setting)
     return block
 
 
-def _not_an_entry(entry: str) -> SpecError:
+def _not_an_entry(entry: str, setting: str) -> SpecError:
     return SpecError(
-        f"{SETTING}: expected a host name, *.suffix, address or CIDR block, with :port or without, got {entry!r}",
-        subject=SETTING,
+        f"{setting}: expected a host name, *.suffix, address or CIDR block, with :port or without, got {entry!r}",
+        subject=setting,
     )
 
 

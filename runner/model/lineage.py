@@ -69,18 +69,37 @@ def _made_of(output: OutputRecord, inputs: Sequence[InputRecord]) -> tuple[Input
 
 @dataclass(frozen=True, kw_only=True)
 class LineageNode:
-    """A dataset's snapshot in the tree that `runner lineage` prints; `edge` is how it was reached."""
+    """A dataset's snapshot in the tree that `runner lineage` prints."""
 
     dataset: str
     snapshot: str | None
     made_by: Edge | None
+    """The run that made it, by one of its edges; None for what no run made."""
     children: tuple[LineageNode, ...]
+    below: Literal["here", "elsewhere", "deeper"] = "here"
+    """Where its children are drawn: below it, at another place no farther from the root, or nowhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineageTree:
+    root: LineageNode
+    hidden: int
+    """How many snapshots are farther from the root than was asked for."""
 
 
 def tree(
-    found: Iterable[Edge], dataset: str, snapshot: str, *, direction: Literal["upstream", "downstream"]
-) -> LineageNode:
-    """A walk's edges as a tree rooted at `dataset`; a snapshot that stands in two places is drawn in both."""
+    found: Iterable[Edge],
+    dataset: str,
+    snapshot: str,
+    *,
+    direction: Literal["upstream", "downstream"],
+    depth: int | None = None,
+) -> LineageTree:
+    """A walk's edges as a tree rooted at `dataset`, at most `depth` steps deep.
+
+    What is below a snapshot is drawn once, where that is nearest to the root: a few layers of diamonds have more ways
+    through them than anybody could print.
+    """
     made_by: dict[_Key, Edge] = {}
     next_of: dict[_Key, dict[_Key, None]] = {}
     for edge in found:
@@ -89,22 +108,49 @@ def tree(
         if edge.input is not None:
             start, end = (output, source) if direction == "upstream" else (source, output)
             next_of.setdefault(start, {})[end] = None
-    return _node((dataset, snapshot), made_by, next_of, frozenset())
+
+    def node(key: _Key, children: Iterable[LineageNode], below: Literal["here", "elsewhere", "deeper"]) -> LineageNode:
+        return LineageNode(
+            dataset=key[0],
+            snapshot=key[1],
+            made_by=made_by.get(key),
+            children=tuple(children),
+            below=below if key in next_of else "here",
+        )
+
+    root: _Key = (dataset, snapshot)
+    layers, drawn_by = _layers(root, next_of)
+    shown = layers if depth is None else layers[: depth + 1]
+    drawn: dict[_Key, LineageNode] = {}
+    # From the farthest layer inwards: a chain may be longer than Python recurses.
+    for steps in reversed(range(len(shown))):
+        for key in shown[steps]:
+            if steps == depth:
+                drawn[key] = node(key, (), "deeper")
+                continue
+            children = [
+                drawn[each] if drawn_by[each] == key else node(each, (), "elsewhere") for each in next_of.get(key, ())
+            ]
+            drawn[key] = node(key, children, "here")
+    return LineageTree(root=drawn[root], hidden=sum(map(len, layers[len(shown) :])))
 
 
 _Key = tuple[str, str | None]
 
 
-def _node(
-    key: _Key, made_by: Mapping[_Key, Edge], next_of: Mapping[_Key, Iterable[_Key]], above: frozenset[_Key]
-) -> LineageNode:
-    nearest = () if key in above else next_of.get(key, ())
-    return LineageNode(
-        dataset=key[0],
-        snapshot=key[1],
-        made_by=made_by.get(key),
-        children=tuple(_node(each, made_by, next_of, above | {key}) for each in nearest),
-    )
+def _layers(root: _Key, next_of: Mapping[_Key, Iterable[_Key]]) -> tuple[list[list[_Key]], dict[_Key, _Key | None]]:
+    """What is 0, 1, 2 … steps from the root; and for each the one by which it was reached first."""
+    reached_by: dict[_Key, _Key | None] = {root: None}
+    layers = [[root]]
+    while layers[-1]:
+        farther = []
+        for key in layers[-1]:
+            for each in next_of.get(key, ()):
+                if each not in reached_by:
+                    reached_by[each] = key
+                    farther.append(each)
+        layers.append(farther)
+    return layers[:-1], reached_by
 
 
 def mermaid(found: Iterable[Edge]) -> str:

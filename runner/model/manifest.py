@@ -10,7 +10,8 @@ from pydantic import AwareDatetime, Field
 
 from runner.model.errors import Failure
 from runner.model.names import Commit, DatasetName
-from runner.model.spec import JobSpec
+from runner.model.ranges import WHOLE_TABLE
+from runner.model.spec import JobSpec, Mode, Partition
 from runner.model.strict import Strict
 
 
@@ -24,8 +25,11 @@ class State(StrEnum):
 
 TERMINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED)
 
-SnapshotId = Annotated[str, Field(pattern=r"^([0-9]+|rerun_[0-9a-f]{32})$")]
+SnapshotId = Annotated[str, Field(pattern=r"^([0-9]+|none|rerun_[0-9a-f]{32})$")]
 """An Iceberg snapshot id, or a prefix's version. Text, because JSON readers round integers above 2**53."""
+
+NO_SNAPSHOT = "none"
+"""The state of a table that had nothing published."""
 
 
 class Column(Strict):
@@ -44,11 +48,20 @@ class Fingerprint(Strict):
     rows: int | None
     hash: str
     engine: str
+    columns: dict[str, str] = {}
+    """The same of each column alone, so that two that differ show where."""
 
     def compare(self, other: Self) -> Literal["identical", "different", "not comparable"]:
         if self.engine != other.engine:
             return "not comparable"
-        return "identical" if self == other else "different"
+        return "identical" if (self.rows, self.hash) == (other.rows, other.hash) else "different"
+
+    def different_columns(self, other: Self) -> tuple[str, ...]:
+        """Columns whose values are others, or that only one of the two has; none where one does not tell of columns."""
+        if not self.columns or not other.columns:
+            return ()
+        names = [*self.columns, *(name for name in other.columns if name not in self.columns)]
+        return tuple(name for name in names if self.columns.get(name) != other.columns.get(name))
 
 
 class SourceRecord(Strict):
@@ -85,13 +98,15 @@ class Step(Strict):
 
 
 class Pin(Strict):
-    """The snapshot of an input that every attempt of this run reads."""
+    """The snapshot of an input, or of an output's own state, that every attempt of this run reads."""
 
     as_: Annotated[str, Field(alias="as")]
     dataset: DatasetName
     snapshot: SnapshotId
     metadata: str
-    """URI of the document that lists the snapshot's files."""
+    """URI of the document that lists the snapshot's files; empty where there is no snapshot."""
+    state: bool = False
+    """True for an output's state: `snapshot` is `none` where the table had nothing published yet."""
 
 
 class InputRecord(Strict):
@@ -114,11 +129,17 @@ class OutputRecord(Strict):
 
     dataset: DatasetName
     from_: Annotated[str | None, Field(alias="from")] = None
-    mode: Literal["replace"]
+    mode: Mode
+    partition_by: Partition | None = None
+    range: str = WHOLE_TABLE
+    """What of the table this is all of: of two runs that write the same range the later wins."""
+    key: tuple[str, ...] = ()
     branch: str | None
     """None is the published table; a rerun's own branch otherwise."""
     base: SnapshotId | None
     """What was published when this was planned."""
+    state: SnapshotId | None = None
+    """The snapshot that this was computed from, `none` among them: the table has to be there still."""
     files: tuple[FileRecord, ...]
     rows: int | None
     columns: tuple[Column, ...] | None
@@ -131,10 +152,26 @@ class OutputRecord(Strict):
     """None until it has landed."""
     comparison: Literal["identical", "different", "not comparable"] | None = None
     """For a rerun: this output beside the one of the run it repeats."""
+    different_columns: tuple[str, ...] = ()
+    """For a rerun that came out different: the columns that hold other values."""
+    repeated_rows: int | None = None
+    """For a rerun: how many rows the run it repeats had made."""
 
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
+
+
+class PackageRecord(Strict):
+    """A dbt package that was fetched for the run, as the project's lock names it."""
+
+    name: str
+    version: str
+    """The hub's version, git's commit, or `tarball`."""
+    source: str
+    """Its page on the hub, the git repository (`#` and the folder in it), or the tarball's address."""
+    sha256: str | None
+    """Of the archive; None for a git commit, which is a hash of what it holds itself."""
 
 
 class LogicRecord(Strict):
@@ -146,6 +183,12 @@ class LogicRecord(Strict):
     tree: Commit
     origin: Literal["repository", "archive"]
     committed_at: AwareDatetime
+    production: bool | None = None
+    """Whether the production ref reaches the commit; None where nobody had to ask."""
+    dirty: bool = False
+    """True where the commit was made of a working tree that its author had not committed."""
+    packages: tuple[PackageRecord, ...] = ()
+    """What was fetched; packages that the commit itself holds are part of its tree."""
 
 
 class Software(Strict):
@@ -165,6 +208,8 @@ class Report(Strict):
     steps: tuple[Step, ...] = ()
     counts: dict[str, int] = {}
     """Named numbers that must add up: `rows_read` = `rows_loaded` + `rows_quarantined`."""
+    artifacts: tuple[FileRecord, ...] = ()
+    """What the work's own tools say of it: dbt's manifest, run results, catalog and documentation page."""
 
 
 class Plan(Strict):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
-from pydantic import Field, TypeAdapter
+from pydantic import AwareDatetime, Field, TypeAdapter
 
 from runner.model.errors import Failure
 from runner.model.manifest import Column, Fingerprint, Pin, SourceRecord, Step
@@ -32,8 +33,22 @@ class JobOutput(Strict):
     """An output as the engine gets it, with the field ids that its table has given out so far."""
 
     output: Output
+    partition: str | int | None = None
+    """The partition that all rows have to be of, as `runner.model.ranges` writes it; None for no such rule."""
+    state: Pin | None = None
+    """What is published now: to be restored as the relation `from`, or to be merged into."""
     field_ids: dict[str, FieldIds] = {}
     last_field_id: int = 0
+    column_types: dict[str, str] = {}
+    """The table's own, as `Column.type` writes them; a column that is not here is not held to one."""
+
+
+class Stamp(Strict):
+    """What `_logic_commit`, `_run_id` and `_processed_at` are to say."""
+
+    logic_commit: str
+    run_id: UUID
+    processed_at: AwareDatetime
 
 
 class Job(Strict):
@@ -48,6 +63,9 @@ class Job(Strict):
     scratch: str
     """Folder for the engine's own files; results go to `<scratch>/out/`."""
     resources: Resources
+    publish: Literal["all", "passing"] = "all"
+    """Whether a failed test keeps back every output, or those that it guards and what is made of them."""
+    stamp: Stamp
 
 
 class EngineOutput(Strict):
@@ -82,6 +100,8 @@ class EngineResult(Strict):
     """False where the logic cannot say what it reads."""
     failure: Failure | None = None
     """A finding about the data that the engine's own rules make (too many bad rows)."""
+    artifacts: tuple[RelativePath, ...] = ()
+    """What the work's own tools say of it: files relative to `<scratch>/artifacts/`, kept beside the record."""
 
 
 class Open(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from datetime import datetime
 from typing import Annotated, NamedTuple
@@ -11,7 +12,7 @@ from pydantic import AfterValidator, WithJsonSchema
 
 _IDENTIFIER = re.compile(r"[a-z_][a-z0-9_]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_RESERVED_LAYERS = {"runs", "tables", "logic"}
+_RESERVED_LAYERS = {"runs", "tables", "logic", "packages"}
 """Top-level folders of the bucket that are the product's own: no prefix dataset may lie in them."""
 _SNAPSHOTS = "_snapshots"
 """The folder of a prefix dataset that lists its versions: no other dataset may lie in it."""
@@ -55,6 +56,12 @@ def _relation(value: str) -> str:
     return value
 
 
+def _column(value: str) -> str:
+    if not value or not value.isprintable() or len(value) > 255:
+        raise ValueError(f"expected a column's name, got {value!r}")
+    return value
+
+
 def _form(pattern: str) -> WithJsonSchema:
     """What of a rule a JSON Schema can say; the validators decide, and say what was expected."""
     return WithJsonSchema({"type": "string", "pattern": f"^({pattern})$"})
@@ -69,6 +76,7 @@ DatasetName = Annotated[
 Commit = Annotated[str, AfterValidator(_commit), _form(_COMMIT.pattern)]
 RelativePath = Annotated[str, AfterValidator(_relative_path)]
 RelationName = Annotated[str, AfterValidator(_relation)]
+ColumnName = Annotated[str, AfterValidator(_column)]
 
 
 def is_table(dataset: str) -> bool:
@@ -93,6 +101,15 @@ def openlineage(dataset: str, bucket: str) -> OpenLineageName:
     return OpenLineageName(f"s3://{bucket}", path)
 
 
+def dev_of(dataset: str) -> str:
+    """Where logic that production does not reach publishes: `marts.delays` -> `dev_marts.delays`."""
+    return dataset if is_dev(dataset) else f"dev_{dataset}"
+
+
+def is_dev(dataset: str) -> bool:
+    return dataset.startswith("dev_")
+
+
 def quarantine_of(table: str) -> str:
     """The prefix dataset that takes a table's bad rows: `staging.flights` -> `failed/staging/flights`."""
     return "failed/" + table.replace(".", "/")
@@ -107,11 +124,20 @@ def table_prefix(table: str) -> str:
     return f"tables/{table.replace('.', '/')}/"
 
 
-def data_prefix(dataset: str, run_id: UUID, attempt: int, written_at: datetime) -> str:
-    """Where one attempt's files of one output go. No two attempts share a prefix, so files are never overwritten."""
+def data_prefix(dataset: str, *, effect: UUID, run_id: UUID, attempt: int, plan_id: UUID, written_at: datetime) -> str:
+    """Where one attempt's files of one output go. No two plans share a prefix, so files are never overwritten.
+
+    A ledger that comes back from a backup gives attempt numbers out again: only the plan's id is never drawn twice.
+    The effect comes first, so that a rerun finds the files that it replaces long after their snapshots have expired.
+    """
     if is_table(dataset):
-        return f"{table_prefix(dataset)}data/{run_id}/{attempt}/"
-    return f"{dataset}/ingested_on={written_at:%Y-%m-%d}/{run_id}/{attempt}/"
+        return f"{effect_prefix(dataset, effect)}{run_id}/{attempt}/{plan_id}/"
+    return f"{dataset}/ingested_on={written_at:%Y-%m-%d}/{run_id}/{attempt}/{plan_id}/"
+
+
+def effect_prefix(table: str, effect: UUID) -> str:
+    """Where the files are that a run and all its reruns have written to a table."""
+    return f"{table_prefix(table)}data/{effect}/"
 
 
 def snapshots_prefix(dataset: str) -> str:
@@ -130,5 +156,23 @@ def spec_key(run_id: UUID) -> str:
     return f"{run_prefix(run_id)}spec.json"
 
 
+def artifacts_prefix(run_id: UUID, plan_id: UUID) -> str:
+    return f"{run_prefix(run_id)}artifacts/{plan_id}/"
+
+
 def log_key(run_id: UUID, attempt: int) -> str:
     return f"{run_prefix(run_id)}log.{attempt}.jsonl"
+
+
+def package_archive_key(sha256: str) -> str:
+    return f"packages/{sha256}.tar.gz"
+
+
+def hub_package_key(package: str, version: str) -> str:
+    """What says which archive a version of a hub's package (`namespace/name`) is, once and for all."""
+    return f"packages/hub/{package}/{version}.json"
+
+
+def tarball_package_key(url: str) -> str:
+    """The same for a package that is named by an address."""
+    return f"packages/tarball/{hashlib.sha256(url.encode()).hexdigest()}.json"

@@ -33,6 +33,7 @@ class PipelineStage(Strict):
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)]
     resources: Resources = Resources()
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    publish: Literal["all", "passing"] = "all"
     labels: dict[Identifier, str] = {}
 
 

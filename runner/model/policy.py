@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.model.errors import Category, Failure
+from runner.model.manifest import State
 
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_LONGEST_S = 300.0
@@ -48,10 +49,13 @@ def back_off_s(failure: Failure, *, attempt: int, jitter: Callable[[], float]) -
     return step * (0.5 + jitter() / 2)
 
 
-def exit_code(failure: Failure | None) -> int:
-    """0 succeeded, 1 failed for good, 2 bad usage or spec, 75 (EX_TEMPFAIL of sysexits.h) may be retried."""
+def exit_code(failure: Failure | None, state: State = State.SUCCEEDED) -> int:
+    """0 succeeded, 1 failed for good or cancelled, 2 bad usage or spec, 75 (EX_TEMPFAIL of sysexits.h) may be retried.
+
+    `state` is the run's, where there was one.
+    """
     if failure is None:
-        return 0
+        return 1 if state is State.CANCELLED else 0
     if failure.category is Category.SPEC:
         return 2
     return 75 if POLICY[failure.category].retry else 1

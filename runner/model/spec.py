@@ -9,7 +9,16 @@ from uuid import UUID
 from pydantic import AwareDatetime, Field, field_validator, model_validator
 
 from runner.model.errors import SpecError
-from runner.model.names import Commit, DatasetName, Identifier, RelationName, RelativePath, is_table
+from runner.model.names import (
+    ColumnName,
+    Commit,
+    DatasetName,
+    Identifier,
+    RelationName,
+    RelativePath,
+    is_dev,
+    is_table,
+)
 from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_json
 
 _ENV_OF_THE_PROCESS = ("PYTHON", "LD_", "DYLD_", "LC_", "GLIBC_", "MALLOC_", "DBT_ENGINE_", "DBT_RECORDER_")
@@ -32,6 +41,8 @@ class Logic(Strict):
     repo: Annotated[str, Field(min_length=1, max_length=2048)]
     commit: Commit
     path: RelativePath = "."
+    dirty: bool = False
+    """True where the commit was made of a working tree that its author had not committed."""
 
 
 class Source(Strict):
@@ -48,21 +59,53 @@ class ExtractWork(Strict):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
 
 
+Compression = Literal["auto", "none", "gzip", "zstd"]
+"""`auto` goes by a file's first bytes, never by its name."""
+
+Encoding = Literal[
+    "utf-8",
+    "utf-16",
+    "utf-16-le",
+    "utf-16-be",
+    "iso-8859-1",
+    "iso-8859-15",
+    "windows-1250",
+    "windows-1252",
+]
+"""As Python's codecs name and read them. A byte order mark may stand first in a UTF; `utf-16` needs one."""
+
+
 class CsvFormat(Strict):
     type: Literal["csv"]
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] = ","
+    header: bool = True
+    """False where the first line is a row already: the columns are the contract's, in its order."""
     nulls: tuple[str, ...] = ("",)
+    compression: Compression = "auto"
+    encoding: Encoding = "utf-8"
 
 
 class JsonLinesFormat(Strict):
     type: Literal["jsonl"]
+    compression: Compression = "auto"
+    encoding: Encoding = "utf-8"
+
+
+class JsonFormat(Strict):
+    """One document a file: an array of objects, or objects in objects down to one."""
+
+    type: Literal["json"]
+    rows: tuple[str, ...] = ()
+    """The keys that lead to the array; none where the document is the array."""
+    compression: Compression = "auto"
+    encoding: Encoding = "utf-8"
 
 
 class ParquetFormat(Strict):
     type: Literal["parquet"]
 
 
-SourceFormat = Annotated[CsvFormat | JsonLinesFormat | ParquetFormat, Field(discriminator="type")]
+SourceFormat = Annotated[CsvFormat | JsonLinesFormat | JsonFormat | ParquetFormat, Field(discriminator="type")]
 
 
 class LoadWork(Strict):
@@ -107,6 +150,8 @@ class DbtWork(Strict):
     """The target's schema: where a model lands that names none."""
     database: Identifier = "warehouse"
     """What dbt and DuckDB call the scratch database."""
+    working_directory: Literal["project", "repository"] = "project"
+    """Where paths in SQL begin that are relative: the folder of `dbt_project.yml`, or the repository's root."""
 
     @field_validator("env")
     @classmethod
@@ -155,13 +200,70 @@ class Input(Strict):
         return self.as_ or self.dataset
 
 
+Mode = Literal["replace", "replace_where", "append", "merge"]
+
+
+class Partition(Strict):
+    """How a table's files are split: by a column's values, or by the hour, day, month or year (UTC) of its times."""
+
+    column: ColumnName
+    unit: Literal["value", "hour", "day", "month", "year"] = "value"
+
+
 class Output(Strict):
     dataset: DatasetName
     from_: Annotated[RelationName | None, Field(alias="from")] = None
     """What the work calls it: a source's name, or `schema.relation` in dbt's database."""
-    mode: Literal["replace"] = "replace"
+    mode: Mode = "replace"
+    """`replace` the table, `replace_where` one partition of it, `append` rows, or `merge` them by `key`."""
+    partition_by: Partition | None = None
+    """As the table is, or is to be, partitioned. `replace_where` needs one."""
+    where: str | int | None = None
+    """For `replace_where` by values: the partition's. By time it is the one that `logical_time` falls in."""
+    key: tuple[ColumnName, ...] = ()
+    """For `merge`: the columns that say which row of the table a new row takes the place of."""
+    state: Literal["restore"] | None = None
+    """Whether the work finds the relation `from` as it was last published: incremental models and snapshots."""
+    snapshot: Annotated[str, Field(pattern=r"^([0-9]+|none)$")] | None = None
+    """The state to begin from, restored or merged into; the newest at the first attempt if not given."""
+    lineage_columns: bool = False
+    """Whether each row says what made it, in `_logic_commit`, `_run_id` and `_processed_at`."""
     format: Literal["csv", "parquet"] | None = None
     """For a prefix that a query fills; a table needs none."""
+
+    @property
+    def begins_from_state(self) -> bool:
+        """Whether what is published depends on what was published before."""
+        return self.state is not None or self.mode == "merge"
+
+    @property
+    def state_alias(self) -> str:
+        """What pins and the broker call its state; no input can be called so."""
+        return f"state:{self.dataset}"
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> Self:
+        if not is_table(self.dataset):
+            told = [name for name in ("partition_by", "where", "key", "state", "snapshot") if getattr(self, name)]
+            if self.mode != "replace" or told or self.lineage_columns:
+                came = self.mode if self.mode != "replace" else (told or ["lineage_columns"])[0]
+                raise ValueError(f"expected nothing but mode replace for a prefix of files, got {came}")
+            return self
+        by_value = self.partition_by is not None and self.partition_by.unit == "value"
+        if self.mode == "replace_where" and self.partition_by is None:
+            raise ValueError("partition_by: expected the table's partitions for mode replace_where, got none")
+        if (self.where is not None) != (self.mode == "replace_where" and by_value):
+            came = "none" if self.where is None else repr(self.where)
+            raise ValueError(f"where: expected it with mode replace_where by value, and only then, got {came}")
+        if bool(self.key) != (self.mode == "merge"):
+            raise ValueError(f"key: expected it with mode merge, and only then, got {', '.join(self.key) or 'none'}")
+        _once([each.lower() for each in self.key], "a column of key")
+        if self.state is not None and self.mode != "replace":
+            # What was restored is in the relation, so its rows would be published twice.
+            raise ValueError(f"state: expected it with mode replace, got {self.mode}")
+        if self.snapshot is not None and not self.begins_from_state:
+            raise ValueError("snapshot: expected it with state or mode merge, got it without")
+        return self
 
 
 class Resources(Strict):
@@ -170,6 +272,8 @@ class Resources(Strict):
     cpu: Annotated[int, Field(ge=128, le=65536)] = 1024
     memory_mib: Annotated[int, Field(ge=256, le=524288)] = 4096
     timeout_s: Annotated[int, Field(ge=1, le=172800)] = 3600
+    state_mib: Annotated[int, Field(ge=1, le=524288)] = 2048
+    """How much of previous state, as its files are stored, may be restored or merged into; more is refused."""
 
 
 class Rerun(Strict):
@@ -201,6 +305,8 @@ class JobSpec(Strict):
     labels: dict[Identifier, str] = {}
     resources: Resources = Resources()
     max_attempts: Annotated[int, Field(ge=1, le=10)] = 3
+    publish: Literal["all", "passing"] = "all"
+    """Whether a failed test keeps all outputs back, or only those that it guards and what is made of them."""
     rerun: Rerun | None = None
 
     @property
@@ -224,6 +330,21 @@ class JobSpec(Strict):
     def _outputs_unique(cls, outputs: tuple[Output, ...]) -> tuple[Output, ...]:
         _once([each.dataset for each in outputs], "an output's dataset")
         return outputs
+
+    @model_validator(mode="after")
+    def _names_are_apart(self) -> Self:
+        """A state's name, and what the logic may publish to."""
+        taken = {each.alias for each in self.inputs}
+        for output in self.outputs:
+            if output.state_alias in taken:
+                raise ValueError(f"an input's `as`: expected none that names a state, got {output.state_alias!r}")
+            if self.logic.dirty and not is_dev(output.dataset) and not self.publishes_to_branch:
+                raise ValueError(
+                    f"outputs: expected dev_ datasets only, as logic.dirty is true, got {output.dataset!r}"
+                )
+        if self.publish == "passing" and self.stage is not Stage.TRANSFORM:
+            raise ValueError(f"publish: expected 'all' for stage {self.stage.value}, got 'passing'")
+        return self
 
     @model_validator(mode="after")
     def _work_fits(self) -> Self:
@@ -252,8 +373,10 @@ class JobSpec(Strict):
             raise ValueError(f"outputs: expected one `from` each source ({', '.join(names)}), got {', '.join(taken)}")
 
     def _fits_load(self) -> None:
-        if len(self.inputs) != 1 or is_table(self.inputs[0].dataset):
-            came = ", ".join(each.dataset for each in self.inputs) or "none"
+        prefixes = [each.dataset for each in self.inputs if not is_table(each.dataset)]
+        if len(prefixes) != 1:
+            # Tables come beside it: those that the contract's foreign keys refer to.
+            came = ", ".join(prefixes or [each.dataset for each in self.inputs]) or "none"
             raise ValueError(f"inputs: expected exactly one prefix dataset for load, got {came}")
         if len(self.outputs) != 1 or not is_table(self.outputs[0].dataset):
             came = ", ".join(each.dataset for each in self.outputs)

@@ -10,9 +10,10 @@ import pytest
 
 from runner.adapters.s3_objects import S3Objects
 from runner.adapters.s3_prefixes import PrefixSnapshot, S3Prefixes
-from runner.model.errors import DataError, InfrastructureError
+from runner.model.errors import DataError, InfrastructureError, SpecError
 from runner.model.manifest import FileRecord
 from runner.model.names import rerun_branch
+from runner.model.ranges import WHOLE_TABLE
 from runner.model.strict import parse_json
 from runner.ports import CommitTag, LostRace, Objects
 from tests.support.datasets import DatasetsContract, Rig, tag_of
@@ -52,7 +53,7 @@ def test_a_version_is_a_document_beside_the_files(rig: Rig, objects: Objects) ->
     tag = tag_of(uuid4())
     rig.publish()
     output = rig.output()
-    rig.load().replace(output, tag)
+    rig.load().commit(output, tag)
 
     raw = objects.get(f"{NAME}/_snapshots/00000002.json")
 
@@ -72,6 +73,31 @@ def test_a_reruns_version_goes_by_the_name_of_its_run(rig: Rig, objects: Objects
 
     assert snapshot == "rerun_0198a0b00000700080000000000000ff"
     assert objects.exists(f"{NAME}/_snapshots/{snapshot}.json")
+
+
+def test_a_document_of_a_release_that_knew_no_ranges_is_of_the_whole_prefix(rig: Rig, objects: Objects) -> None:
+    tag = tag_of(uuid4())
+    rig.publish(tag_of(uuid4()))
+    rig.load().commit(rig.output(), tag)
+    key = f"{NAME}/_snapshots/00000002.json"
+    document = json.loads(objects.get(key) or b"")
+    assert document.pop("range") == WHOLE_TABLE
+    objects.put(key, json.dumps(document).encode())
+
+    head = S3Prefixes(objects, TestClock()).load(NAME).head(None)
+
+    assert head is not None
+    assert head.tag == tag
+
+
+@pytest.mark.parametrize("snapshot", [None, "none", "1"])
+def test_a_prefix_has_no_state_to_begin_from(rig: Rig, snapshot: str | None) -> None:
+    rig.publish()
+
+    with pytest.raises(SpecError, match=f"^output {NAME}: expected a table to begin from") as error:
+        rig.datasets.state(NAME, "state:x", snapshot)
+
+    assert error.value.subject == NAME
 
 
 def test_a_branch_can_be_the_first_of_a_prefix_and_publishes_nothing(rig: Rig) -> None:
@@ -105,7 +131,7 @@ def test_a_write_whose_answer_was_lost_is_found_to_be_ones_own(rig: Rig) -> None
     # What botocore does on its own: the same request a second time.
     dataset, output, tag = rig.load(), rig.output(), tag_of(uuid4())
 
-    assert dataset.replace(output, tag) == dataset.replace(output, tag) == "1"
+    assert dataset.commit(output, tag) == dataset.commit(output, tag) == "1"
     assert len(rig.load().landed(tag.run_id)) == 1
 
 
@@ -187,6 +213,31 @@ def test_looking_for_a_run_in_a_long_history_reads_few_documents() -> None:
         ]
 
 
+def test_a_look_at_the_newest_of_a_long_history_reads_one_document() -> None:
+    objects = CountingObjects()
+    rig = rig_on(objects)
+    for _ in range(300):
+        rig.publish()
+    dataset = rig_on(objects).load()
+    objects.reads = 0
+
+    newest = next(iter(dataset.history(None)))
+
+    assert (newest.snapshot, objects.reads) == ("300", 1)
+    assert len(dataset.history(None)) == 300
+
+
+def test_a_version_that_expires_while_the_history_is_read_has_no_tag_any_more() -> None:
+    objects = MemoryObjects()
+    rig = rig_on(objects)
+    for _ in range(3):
+        rig.publish()
+    history = rig_on(objects).load().history(None)
+    objects._objects.pop(f"{NAME}/_snapshots/00000002.json")
+
+    assert [(each.snapshot, each.tag is None) for each in history] == [("3", False), ("2", True), ("1", False)]
+
+
 def test_a_history_of_which_parts_have_expired_is_searched_to_its_end() -> None:
     objects = MemoryObjects()
     rig = rig_on(objects)
@@ -202,4 +253,4 @@ def test_a_history_of_which_parts_have_expired_is_searched_to_its_end() -> None:
         assert [each.snapshot for each in dataset.landed(tags[number - 1].run_id)] == [str(number)]
     for number in (2, 99, 200, 250):
         assert dataset.landed(tags[number - 1].run_id) == []
-    assert dataset.replace(rig.output(), tag_of(uuid4())) == "451"
+    assert dataset.commit(rig.output(), tag_of(uuid4())) == "451"

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.adapters.git_logic import MAX_FILE_BYTES, GitLogic, archive_key
+from runner.adapters.git_logic import MAX_FILE_BYTES, GitLogic
+from runner.adapters.git_objects import archive_key, production_key
 from runner.model.errors import InfrastructureError, LogicError, RateLimitError, RunnerError, SpecError
 from tests.support.git_server import GIT_ENV, Cut, FolderArchive, GitServer, Repository
 
@@ -558,6 +559,149 @@ def _pack(repository: Repository, oids: list[str]) -> bytes:
     command = ["git", f"--git-dir={repository.path}", "pack-objects", "--quiet", "--stdout"]
     names = "".join(f"{oid}\n" for oid in oids).encode()
     return subprocess.run(command, input=names, env=GIT_ENV, check=True, capture_output=True).stdout
+
+
+# ---------------------------------------------------------------- what production contains
+
+
+def chain(repository: Repository, *contents: bytes, branch: str = "main") -> list[str]:
+    """Commits one upon the other."""
+    commits: list[str] = []
+    for content in contents:
+        commits.append(repository.commit({"a": content}, branch=branch, parent=commits[-1] if commits else None))
+    return commits
+
+
+def test_a_branch_reaches_its_commits_and_no_others(server: GitServer, logic: GitLogic) -> None:
+    repository = server.repository()
+    oldest, older, newest = chain(repository, b"1", b"2", b"3")
+    ahead = repository.commit({"a": b"4"}, branch="work", parent=newest)
+    unrelated = repository.commit({"a": b"5"}, branch="other")
+    repository.git("-c", "user.name=Ada", "-c", "user.email=ada@example.org", "tag", "-m", "one", "v1", older)
+
+    def reached(ref: str) -> list[bool]:
+        return [logic.reached(server.url(), commit, ref) for commit in (oldest, older, newest, ahead, unrelated)]
+
+    assert reached("main") == [True, True, True, False, False]
+    assert reached("refs/heads/work") == [True, True, True, True, False]
+    assert reached("v1") == [True, True, False, False, False]
+    assert not logic.reached(server.url(), ABSENT, "main")
+
+
+def test_history_is_fetched_once_for_a_tip_and_without_files_where_the_server_can(
+    server: GitServer, logic: GitLogic, tmp_path: Path
+) -> None:
+    repository = server.repository()
+    repository.git("config", "uploadpack.allowFilter", "true")
+    first, second, _ = chain(repository, b"1", b"2", b"3")
+    unmerged = repository.commit({"a": b"4"}, branch="work", parent=second)
+    for _ in range(2):
+        assert logic.reached(server.url(), first, "main")
+        assert logic.reached(server.url(), second, "main")
+        assert not logic.reached(server.url(), unmerged, "main")
+    assert server.fetches == 1
+    (store,) = (tmp_path / "cache").glob("*/history.git")
+    kinds = repository.git(f"--git-dir={store}", "cat-file", "--batch-all-objects", "--batch-check=%(objecttype)")
+    assert kinds.split() == ["commit"] * 3
+
+    newest = repository.commit({"a": b"5"}, parent=unmerged)
+    assert logic.reached(server.url(), unmerged, "main")
+    assert logic.reached(server.url(), newest, "main")
+    assert server.fetches == 2
+
+
+def test_a_server_that_cannot_leave_out_files_serves_as_well(server: GitServer, logic: GitLogic) -> None:
+    repository = server.repository()
+    repository.git("config", "uploadpack.allowFilter", "false")
+    first, _ = chain(repository, b"1", b"2")
+    assert logic.reached(server.url(), first, "main")
+    assert not logic.reached(server.url(), ABSENT, "main")
+
+
+def test_what_production_contained_once_it_contains_though_the_branch_was_force_pushed_or_the_repository_is_gone(
+    server: GitServer, logic: GitLogic, newcomer: GitLogic
+) -> None:
+    repository = server.repository()
+    first, second = chain(repository, b"1", b"2")
+    assert logic.reached(server.url(), first, "main")
+    repository.commit({"a": b"other"})
+    repository.forget()
+    assert newcomer.reached(server.url(), first, "main")
+    assert not newcomer.reached(server.url(), second, "main"), "nobody asked while it was there"
+
+    shutil.rmtree(repository.path)
+    asked = server.fetches
+    assert newcomer.reached(server.url(), first, "main")
+    assert server.fetches == asked
+    with pytest.raises(LogicError, match="not found"):
+        newcomer.reached(server.url(), second, "main")
+
+
+def test_what_one_ref_contained_is_not_said_of_another(
+    server: GitServer, logic: GitLogic, archive: FolderArchive
+) -> None:
+    repository = server.repository()
+    commit = repository.commit({"a": b"1"})
+    repository.commit({"a": b"2"}, branch="release")
+    assert logic.reached(server.url(), commit, "main")
+    assert archive.exists(production_key(server.url(), commit, "main"))
+    assert not logic.reached(server.url(), commit, "release")
+
+
+def test_a_no_is_asked_again(server: GitServer, logic: GitLogic) -> None:
+    repository = server.repository()
+    (first,) = chain(repository, b"1")
+    ahead = repository.commit({"a": b"2"}, branch="work", parent=first)
+    assert not logic.reached(server.url(), ahead, "main")
+    repository.git("update-ref", "refs/heads/main", ahead)
+    assert logic.reached(server.url(), ahead, "main")
+
+
+def test_a_production_ref_that_is_missing_is_named_with_its_setting(server: GitServer, logic: GitLogic) -> None:
+    commit = server.repository().commit({"a": b"1"})
+    with pytest.raises(LogicError, match="expected a branch or tag 'live', got none") as missing:
+        logic.reached(server.url(), commit, "live")
+    assert missing.value.hint is not None
+    assert missing.value.hint.startswith("RUNNER_PRODUCTION_REF names")
+
+
+def test_a_repository_that_gives_no_answer_may_be_asked_again(server: GitServer, logic: GitLogic) -> None:
+    commit = server.repository().commit({"a": b"1"})
+    server.stop()
+    with pytest.raises(InfrastructureError, match="Failed to connect"):
+        logic.reached(server.url(), commit, "main")
+
+
+@pytest.mark.parametrize("ref", ["--upload-pack=touch x", "ma*n", "", "a b", "main^"])
+def test_a_production_ref_that_can_be_none_is_refused(server: GitServer, logic: GitLogic, ref: str) -> None:
+    commit = server.repository().commit({"a": b"1"})
+    with pytest.raises(SpecError, match="expected a branch, a tag or a commit"):
+        logic.reached(server.url(), commit, ref)
+
+
+@pytest.mark.parametrize("store", ["history.git", "fetched.git"])
+def test_a_cache_that_git_cannot_open_is_fetched_anew(
+    server: GitServer, logic: GitLogic, tmp_path: Path, store: str
+) -> None:
+    first, second, third = chain(server.repository(), b"1", b"2", b"3")
+    assert logic.reached(server.url(), first, "main")
+    logic.checkout(server.url(), third, tmp_path / "one")
+    (pack,) = (tmp_path / "cache").glob(f"*/{store}/objects/pack/*.pack")
+    pack.chmod(0o600)
+    pack.write_bytes(b"PACK" + bytes(200))
+    assert logic.reached(server.url(), second, "main")
+    assert logic.checkout(server.url(), third, tmp_path / "two").origin == "repository"
+
+
+def test_history_that_the_repository_itself_lacks_is_not_reached(
+    server: GitServer, logic: GitLogic, tmp_path: Path
+) -> None:
+    first, second = chain(server.repository(), b"1", b"2")
+    shallow = tmp_path / "shallow.git"
+    clone = ["git", "clone", "--quiet", "--bare", "--depth", "1", server.url(), str(shallow)]
+    subprocess.run(clone, env=GIT_ENV, check=True, capture_output=True)
+    assert logic.reached(str(shallow), second, "main")
+    assert not logic.reached(str(shallow), first, "main")
 
 
 # ---------------------------------------------------------------- the cache

@@ -24,6 +24,7 @@ from runner.model.hosts import HostRules
 from runner.model.messages import EngineFile, Job, JobOutput, Progress
 from runner.model.spec import ExtractWork, Output, QueryWork, Resources, Source
 from runner.ports import Execution
+from tests.support.engine_inputs import STAMP
 from tests.support.portal_server import PortalServer, Reply
 from tests.support.twins import TestClock
 
@@ -61,6 +62,7 @@ class Rig:
             workspace="",
             scratch=str(self.scratch),
             resources=Resources(timeout_s=timeout_s),
+            stamp=STAMP,
         )
         extract = HttpExtract(HostRules.parse(allowed), clock=self.clock, retrying=retrying, **options)
         return extract.execute(job, served={}, say=self.said.append)
@@ -127,7 +129,7 @@ def test_a_file_lands_byte_for_byte_with_what_its_server_said_of_it(rig: Rig) ->
     assert execution.reads is None
     (output,) = execution.result.outputs
     assert (output.dataset, output.rows, output.columns) == ("landing/flights", None, None)
-    assert output.fingerprint.model_dump() == {"rows": None, "hash": sha256, "engine": "sha256"}
+    assert output.fingerprint.model_dump() == {"rows": None, "hash": sha256, "engine": "sha256", "columns": {}}
     assert output.claimed_inputs == (url,)
     (file,) = output.files
     assert (file.path, file.rows, file.sha256) == ("flights/flights.csv", None, sha256)
@@ -215,6 +217,7 @@ def test_other_work_is_refused(rig: Rig) -> None:
         workspace="",
         scratch=str(rig.scratch),
         resources=Resources(),
+        stamp=STAMP,
     )
     with pytest.raises(SpecError, match="expected 'extract', got 'query'"):
         HttpExtract(HostRules(), clock=rig.clock).execute(job, served={}, say=rig.said.append)

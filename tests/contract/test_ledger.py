@@ -6,15 +6,19 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Literal, Protocol
+from itertools import combinations
+from random import Random
+from threading import Barrier, Event
+from typing import Any, Literal, LiteralString, Protocol
 from uuid import UUID, uuid4
 
 import pytest
 
-from runner.adapters.pg_ledger import PgLedger
-from runner.model.errors import Category, ConflictError, Failure, InfrastructureError
+from runner.adapters.pg_ledger import QUERIES, PgLedger
+from runner.model.errors import Category, ConflictError, Failure, InfrastructureError, SpecError
 from runner.model.lineage import Edge
 from runner.model.manifest import (
+    NO_SNAPSHOT,
     AttemptRecord,
     FileRecord,
     Fingerprint,
@@ -42,7 +46,7 @@ from runner.model.spec import (
     Source,
     Stage,
 )
-from runner.ports import LEASE_S, Busy, Claimed, Decided, Ledger, LostLease
+from runner.ports import LEASE_S, Busy, CancelWanted, Claimed, Decided, Ledger, LostLease
 from tests.support.twins import MemoryLedger, TestClock
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -373,7 +377,9 @@ def test_a_claim_takes_the_run(ledger: Ledger) -> None:
 
     claimed = ledger.claim(spec, worker="host:7")
 
-    assert claimed == Claimed(attempt=1, tries=1, settling=False, submitted_at=submitted_at, pins=None, plan=None)
+    assert claimed == Claimed(
+        attempt=1, tries=1, settling=False, submitted_at=submitted_at, pins=None, plan=None, cancelled=False
+    )
     row = ledger.run(spec.run_id)
     assert row is not None
     assert (row.state, row.attempt) == (State.RUNNING, 1)
@@ -501,6 +507,20 @@ def test_pinning_nothing_is_remembered_as_that(rig: Rig) -> None:
     assert rig.ledger.pin(spec.run_id, second.attempt, [pin_of("staging.flights", "4")]) == ()
 
 
+def test_an_outputs_state_is_pinned_as_such_and_as_nothing_where_there_was_nothing(rig: Rig) -> None:
+    spec = spec_of("staging.flights")
+    nothing = Pin(as_="state:marts.delays", dataset="marts.delays", snapshot=NO_SNAPSHOT, metadata="", state=True)
+    something = pin_of("marts.planes", "7").model_copy(update={"as_": "state:marts.planes", "state": True})
+    pins = (pin_of("marts.planes", "6"), nothing, something)
+    first = rig.claim_and_die(spec)
+    assert rig.ledger.pin(spec.run_id, first.attempt, pins) == pins
+
+    second = claim(rig.ledger, spec)
+
+    assert second.pins == pins
+    assert [each.state for each in second.pins] == [False, True, True]
+
+
 def test_the_first_plan_stays_in_force(rig: Rig) -> None:
     spec = spec_of()
     first = rig.claim_and_die(spec)
@@ -555,6 +575,427 @@ def test_a_run_that_was_handed_back_does_not_wait_and_spends_no_try(ledger: Ledg
     assert [each.outcome for each in ledger.attempts(spec.run_id)] == ["handed back"] * 3
 
 
+# ---------------------------------------------------------------- cancel
+
+
+def test_a_queued_run_that_is_to_be_cancelled_tells_whoever_claims_it(ledger: Ledger) -> None:
+    spec = spec_of()
+    ledger.submit(spec)
+    assert not ledger.cancel_wanted(spec.run_id)
+
+    assert [ledger.cancel(spec.run_id), ledger.cancel(spec.run_id)] == ["asked", "asked"]
+
+    assert ledger.cancel_wanted(spec.run_id)
+    assert claim(ledger, spec).cancelled
+
+
+def test_a_running_attempt_hears_of_a_cancel_by_its_heartbeat_and_keeps_its_lease(rig: Rig) -> None:
+    spec = spec_of()
+    claimed = claim(rig.ledger, spec)
+    assert not claimed.cancelled
+    assert rig.ledger.heartbeat(spec.run_id, claimed.attempt) is False
+
+    assert rig.another().cancel(spec.run_id) == "asked"
+
+    assert rig.ledger.heartbeat(spec.run_id, claimed.attempt) is True
+    busy = rig.ledger.claim(spec, worker="host:2")
+    assert isinstance(busy, Busy)
+    assert busy.seconds > LEASE_S - 30
+
+
+def test_after_a_cancel_there_is_no_plan(rig: Rig) -> None:
+    spec = spec_of()
+    first = rig.claim_and_die(spec)
+    rig.ledger.cancel(spec.run_id)
+
+    for _ in range(2):
+        with pytest.raises(CancelWanted, match=str(spec.run_id)):
+            rig.ledger.plan(spec.run_id, first.attempt, plan_of(spec))
+
+    second = claim(rig.ledger, spec)
+    assert (second.plan, second.cancelled) == (None, True)
+
+
+def test_a_cancel_after_the_plan_is_too_late_and_is_not_heard_of(rig: Rig) -> None:
+    spec = spec_of()
+    first = rig.claim_and_die(spec)
+    plan = rig.ledger.plan(spec.run_id, first.attempt, plan_of(spec))
+
+    assert [rig.ledger.cancel(spec.run_id), rig.ledger.cancel(spec.run_id)] == ["too late", "too late"]
+
+    assert not rig.ledger.cancel_wanted(spec.run_id)
+    assert rig.ledger.heartbeat(spec.run_id, first.attempt) is False
+    assert rig.ledger.plan(spec.run_id, first.attempt, plan_of(spec)) == plan
+    rig.wait(LEASE_S if isinstance(rig, MemoryRig) else PgRig.short_lease_s)
+    rig.ledger.release(spec.run_id, first.attempt, outcome="retry", failure=FAILURE, wait_s=0)
+    second = claim(rig.ledger, spec)
+    assert (second.plan, second.cancelled) == (plan, False)
+
+
+def test_of_a_cancel_and_a_plan_at_once_whichever_comes_first_wins(rig: Rig) -> None:
+    canceller, worker = rig.another(), rig.another()
+    specs = [spec_of() for _ in range(25)]
+    attempts = {spec.run_id: claim(rig.ledger, spec).attempt for spec in specs}
+    together = Barrier(2)
+
+    def cancel(spec: JobSpec) -> str:
+        together.wait()
+        return canceller.cancel(spec.run_id)
+
+    def plan(spec: JobSpec) -> str:
+        together.wait()
+        try:
+            worker.plan(spec.run_id, attempts[spec.run_id], plan_of(spec))
+        except CancelWanted:
+            return "cancelled"
+        return "planned"
+
+    with ThreadPoolExecutor(max_workers=2) as threads:
+        both = [(threads.submit(cancel, spec), threads.submit(plan, spec)) for spec in specs]
+        answers = [(one.result(), other.result()) for one, other in both]
+
+    assert set(answers) <= {("asked", "cancelled"), ("too late", "planned")}
+    wanted = [rig.ledger.cancel_wanted(spec.run_id) for spec in specs]
+    assert wanted == [answer == ("asked", "cancelled") for answer in answers]
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
+def test_a_decided_run_is_over(ledger: Ledger, state: Literal[State.SUCCEEDED, State.FAILED, State.CANCELLED]) -> None:
+    spec = spec_of()
+    manifest = decided(ledger, spec, state=state)
+
+    assert ledger.cancel(spec.run_id) == "over"
+
+    assert not ledger.cancel_wanted(spec.run_id)
+    assert ledger.claim(spec, worker="host:2") == Decided(manifest=manifest, recorded=False)
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+def test_a_run_that_is_to_be_cancelled_can_be_decided_so_or_have_failed_before(
+    ledger: Ledger, state: Literal[State.FAILED, State.CANCELLED]
+) -> None:
+    spec = spec_of()
+    ledger.submit(spec)
+    ledger.cancel(spec.run_id)
+
+    manifest = decided(ledger, spec, state=state)
+
+    assert ledger.manifest(spec.run_id) == manifest
+    row = ledger.run(spec.run_id)
+    assert row is not None
+    assert row.state is state
+    (record,) = ledger.attempts(spec.run_id)
+    assert (record.outcome, record.failure) == (state.value, None)
+    assert not ledger.cancel_wanted(spec.run_id)
+    assert ledger.cancel(spec.run_id) == "over"
+
+
+def test_a_run_that_nobody_submitted_cannot_be_cancelled(ledger: Ledger) -> None:
+    unknown = uuid4()
+
+    with pytest.raises(SpecError, match=str(unknown)) as error:
+        ledger.cancel(unknown)
+
+    assert error.value.hint == "runner runs lists them"
+    assert not ledger.cancel_wanted(unknown)
+
+
+def test_a_cancel_ends_a_back_off(ledger: Ledger) -> None:
+    spec = spec_of()
+    claimed = claim(ledger, spec)
+    ledger.release(spec.run_id, claimed.attempt, outcome="retry", failure=FAILURE, wait_s=300)
+    assert isinstance(ledger.claim(spec, worker="host:2"), Busy)
+
+    ledger.cancel(spec.run_id)
+
+    assert claim(ledger, spec).cancelled
+
+
+def test_a_run_that_is_given_back_after_a_cancel_does_not_wait(ledger: Ledger) -> None:
+    spec = spec_of()
+    claimed = claim(ledger, spec)
+    ledger.cancel(spec.run_id)
+
+    ledger.release(spec.run_id, claimed.attempt, outcome="retry", failure=FAILURE, wait_s=300)
+
+    assert claim(ledger, spec).cancelled
+
+
+def test_a_cancel_that_came_too_late_ends_no_back_off(ledger: Ledger) -> None:
+    spec = spec_of()
+    claimed = claim(ledger, spec)
+    ledger.plan(spec.run_id, claimed.attempt, plan_of(spec))
+    ledger.release(spec.run_id, claimed.attempt, outcome="retry", failure=FAILURE, wait_s=300)
+
+    assert ledger.cancel(spec.run_id) == "too late"
+
+    assert isinstance(ledger.claim(spec, worker="host:2"), Busy)
+
+
+# ---------------------------------------------------------------- void
+
+
+def test_a_voided_plan_is_gone_with_its_pins_and_both_are_found_anew(rig: Rig) -> None:
+    spec = spec_of("staging.flights")
+    first = rig.claim_and_die(spec)
+    rig.ledger.pin(spec.run_id, first.attempt, [pin_of("staging.flights", "1")])
+    plan = rig.ledger.plan(spec.run_id, first.attempt, plan_of(spec))
+
+    rig.ledger.void(spec.run_id, first.attempt, plan.plan_id)
+
+    second = rig.claim_and_die(spec)
+    assert (second.pins, second.plan, second.tries) == (None, None, 2)
+    pins = (pin_of("staging.flights", "2"),)
+    assert rig.ledger.pin(spec.run_id, second.attempt, pins) == pins
+    another = plan_of(spec, attempt=2)
+    assert rig.ledger.plan(spec.run_id, second.attempt, another) == another
+    third = claim(rig.ledger, spec)
+    assert (third.pins, third.plan) == (pins, another)
+
+
+def test_voiding_again_changes_nothing_that_came_since(rig: Rig) -> None:
+    spec = spec_of("staging.flights")
+    attempt = rig.claim_and_die(spec).attempt
+    old = rig.ledger.plan(spec.run_id, attempt, plan_of(spec))
+    rig.ledger.void(spec.run_id, attempt, old.plan_id)
+    rig.ledger.void(spec.run_id, attempt, old.plan_id)
+    pins = rig.ledger.pin(spec.run_id, attempt, [pin_of("staging.flights", "2")])
+    rig.ledger.void(spec.run_id, attempt, old.plan_id)
+    new = rig.ledger.plan(spec.run_id, attempt, plan_of(spec))
+
+    rig.ledger.void(spec.run_id, attempt, old.plan_id)
+
+    claimed = claim(rig.ledger, spec)
+    assert (claimed.pins, claimed.plan) == (pins, new)
+
+
+def test_a_plan_that_is_void_no_longer_stands_against_a_cancel(ledger: Ledger) -> None:
+    spec = spec_of()
+    attempt = claim(ledger, spec).attempt
+    plan = ledger.plan(spec.run_id, attempt, plan_of(spec))
+    assert ledger.cancel(spec.run_id) == "too late"
+
+    ledger.void(spec.run_id, attempt, plan.plan_id)
+
+    # Whoever was told "too late" was told so for good: the run goes on until somebody asks again.
+    assert not ledger.cancel_wanted(spec.run_id)
+    assert ledger.cancel(spec.run_id) == "asked"
+    with pytest.raises(CancelWanted):
+        ledger.plan(spec.run_id, attempt, plan_of(spec))
+
+
+# ---------------------------------------------------------------- leases of tables
+
+
+class Holder:
+    """A run at work, which asks for tables."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.spec = spec_of()
+        self.run_id = self.spec.run_id
+        self.attempt = claim(ledger, self.spec).attempt
+
+    def asks(self, *, shared: Sequence[str] = (), exclusive: Sequence[str] = ()) -> UUID | None:
+        return self.ledger.lease(self.run_id, self.attempt, shared=shared, exclusive=exclusive)
+
+    def ends(self, state: Literal[State.SUCCEEDED, State.FAILED, State.CANCELLED] = State.SUCCEEDED) -> None:
+        self.ledger.decide(manifest_of(self.spec, state=state), attempt=self.attempt)
+
+
+def test_any_number_of_runs_share_a_table(ledger: Ledger, names: dict[str, str]) -> None:
+    holders = [Holder(ledger) for _ in range(5)]
+
+    assert [each.asks(shared=[names["marts"]]) for each in holders] == [None] * 5
+
+
+def test_who_has_a_table_alone_stands_in_everybodys_way(ledger: Ledger, names: dict[str, str]) -> None:
+    alone, other = Holder(ledger), Holder(ledger)
+    assert alone.asks(exclusive=[names["marts"]]) is None
+
+    assert other.asks(exclusive=[names["marts"]]) == alone.run_id
+    assert other.asks(shared=[names["marts"]]) == alone.run_id
+    assert other.asks(exclusive=[names["staging"]]) is None
+
+
+def test_nobody_gets_a_table_alone_that_others_share(ledger: Ledger, names: dict[str, str]) -> None:
+    sharing = [Holder(ledger), Holder(ledger)]
+    for each in sharing:
+        each.asks(shared=[names["marts"]])
+    alone = Holder(ledger)
+
+    assert alone.asks(exclusive=[names["marts"]]) == min(each.run_id for each in sharing)
+    sharing[0].ends()
+    assert alone.asks(exclusive=[names["marts"]]) == sharing[1].run_id
+    sharing[1].ends()
+    assert alone.asks(exclusive=[names["marts"]]) is None
+
+
+def test_a_run_gets_all_the_tables_it_asks_for_or_none(ledger: Ledger, names: dict[str, str]) -> None:
+    first, second, third = Holder(ledger), Holder(ledger), Holder(ledger)
+    first.asks(exclusive=[names["marts"]])
+
+    assert second.asks(shared=[names["staging"]], exclusive=[names["planes"], names["marts"]]) == first.run_id
+
+    assert third.asks(exclusive=[names["staging"], names["planes"]]) is None
+
+
+def test_a_runs_own_tables_never_stand_in_its_way(ledger: Ledger, names: dict[str, str]) -> None:
+    run, other = Holder(ledger), Holder(ledger)
+
+    for _ in range(2):
+        assert run.asks(shared=[names["staging"]], exclusive=[names["marts"]]) is None
+
+    assert run.asks(shared=[names["planes"]], exclusive=[names["staging"]]) is None
+    assert other.asks(shared=[names["staging"]]) == run.run_id
+
+
+def test_what_a_run_has_alone_it_does_not_lose_by_asking_for_less(ledger: Ledger, names: dict[str, str]) -> None:
+    run, other = Holder(ledger), Holder(ledger)
+    run.asks(exclusive=[names["marts"]])
+
+    assert run.asks(shared=[names["marts"]]) is None
+    assert run.asks() is None
+
+    assert other.asks(shared=[names["marts"]]) == run.run_id
+
+
+def test_a_run_that_cannot_have_a_table_alone_goes_on_sharing_it(ledger: Ledger, names: dict[str, str]) -> None:
+    run, other, third = Holder(ledger), Holder(ledger), Holder(ledger)
+    run.asks(shared=[names["marts"]])
+    other.asks(shared=[names["marts"]])
+
+    assert run.asks(exclusive=[names["marts"]]) == other.run_id
+
+    other.ends()
+    assert third.asks(exclusive=[names["marts"]]) == run.run_id
+    assert third.asks(shared=[names["marts"]]) is None
+
+
+def test_a_table_that_is_named_twice_is_taken_once_and_alone_if_either_says_so(
+    ledger: Ledger, names: dict[str, str]
+) -> None:
+    run, other = Holder(ledger), Holder(ledger)
+
+    assert run.asks(shared=[names["marts"], names["marts"]], exclusive=[names["marts"], names["marts"]]) is None
+
+    assert other.asks(shared=[names["marts"]]) == run.run_id
+
+
+def test_names_that_differ_in_anything_are_different_tables(ledger: Ledger, names: dict[str, str]) -> None:
+    name = names["marts"]
+    odd = [name, name.upper(), f"{name} ", f"{name}'; --", f"{name}%", f"{name}{{a,b}}", f"{name}é", f"{name}e\u0301"]
+
+    assert [Holder(ledger).asks(exclusive=[each]) for each in odd] == [None] * len(odd)
+
+
+@pytest.mark.parametrize("outcome", ["retry", "handed back"])
+def test_a_run_that_is_given_back_keeps_its_tables(
+    ledger: Ledger, names: dict[str, str], outcome: Literal["retry", "handed back"]
+) -> None:
+    run, other = Holder(ledger), Holder(ledger)
+    run.asks(exclusive=[names["marts"]])
+
+    ledger.release(run.run_id, run.attempt, outcome=outcome, failure=None, wait_s=0)
+
+    assert other.asks(exclusive=[names["marts"]]) == run.run_id
+    next_attempt = claim(ledger, run.spec).attempt
+    assert ledger.lease(run.run_id, next_attempt, shared=[], exclusive=[names["marts"]]) is None
+
+
+def test_tables_of_an_attempt_that_died_are_its_runs(rig: Rig, names: dict[str, str]) -> None:
+    spec, other = spec_of(), Holder(rig.ledger)
+    first = rig.claim_and_die(spec)
+    rig.ledger.lease(spec.run_id, first.attempt, shared=[], exclusive=[names["marts"]])
+
+    assert other.asks(shared=[names["marts"]]) == spec.run_id
+    second = claim(rig.ledger, spec)
+    assert rig.ledger.lease(spec.run_id, second.attempt, shared=[], exclusive=[names["marts"]]) is None
+    assert other.asks(shared=[names["marts"]]) == spec.run_id
+
+
+def test_a_run_whose_plan_is_void_keeps_its_tables(ledger: Ledger, names: dict[str, str]) -> None:
+    run, other = Holder(ledger), Holder(ledger)
+    run.asks(exclusive=[names["marts"]])
+    plan = ledger.plan(run.run_id, run.attempt, plan_of(run.spec))
+
+    ledger.void(run.run_id, run.attempt, plan.plan_id)
+
+    assert other.asks(shared=[names["marts"]]) == run.run_id
+
+
+@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
+def test_a_decided_run_holds_no_table(
+    ledger: Ledger, names: dict[str, str], state: Literal[State.SUCCEEDED, State.FAILED, State.CANCELLED]
+) -> None:
+    run, other = Holder(ledger), Holder(ledger)
+    run.asks(shared=[names["staging"]], exclusive=[names["marts"]])
+
+    run.ends(state)
+
+    assert other.asks(exclusive=[names["staging"], names["marts"]]) is None
+    with pytest.raises(LostLease):
+        run.asks(shared=[names["planes"]])
+    assert other.asks(exclusive=[names["planes"]]) is None
+
+
+def test_a_run_whose_manifest_was_put_back_holds_no_table(ledger: Ledger, names: dict[str, str]) -> None:
+    run, other = Holder(ledger), Holder(ledger)
+    run.asks(exclusive=[names["marts"]])
+
+    ledger.decide(manifest_of(run.spec, attempt=5), attempt=run.attempt)
+
+    assert other.asks(exclusive=[names["marts"]]) is None
+
+
+def test_of_many_runs_that_ask_for_a_table_alone_at_once_one_gets_it(rig: Rig, names: dict[str, str]) -> None:
+    holders = [Holder(rig.another()) for _ in range(8)]
+    together = Barrier(8)
+
+    def ask(holder: Holder) -> UUID | None:
+        together.wait()
+        return holder.asks(exclusive=[names["marts"]])
+
+    with ThreadPoolExecutor(max_workers=8) as threads:
+        answers = list(threads.map(ask, holders))
+
+    (winner,) = [holder for holder, answer in zip(holders, answers, strict=True) if answer is None]
+    assert [answer for answer in answers if answer is not None] == [winner.run_id] * 7
+
+
+def test_runs_that_ask_for_many_tables_in_any_order_at_once_neither_overlap_nor_deadlock(rig: Rig) -> None:
+    draw = Random(7)  # noqa: S311 - the same draw each time, on purpose
+    workers = [rig.another() for _ in range(6)]
+    for _ in range(10):
+        tables = [f"marts.t_{uuid4().hex[:8]}" for _ in range(6)]
+        holders = [Holder(worker) for worker in workers]
+        asked = []
+        for _ in holders:
+            some = draw.sample(tables, 4)
+            cut = draw.randint(0, 2)
+            asked.append((some[cut:], some[:cut]))
+        together = Barrier(len(holders))
+
+        def ask(holder: Holder, tables: tuple[list[str], list[str]], together: Barrier = together) -> UUID | None:
+            together.wait()
+            return holder.asks(shared=tables[0], exclusive=tables[1])
+
+        with ThreadPoolExecutor(max_workers=len(holders)) as threads:
+            answers = list(threads.map(ask, holders, asked))
+
+        won = {each.run_id: want for each, want, no in zip(holders, asked, answers, strict=True) if no is None}
+        assert won
+        for one, other in combinations(won.values(), 2):
+            assert not clash(one, other)
+        for want, in_the_way in zip(asked, answers, strict=True):
+            assert in_the_way is None or clash(want, won[in_the_way])
+
+
+def clash(one: tuple[list[str], list[str]], other: tuple[list[str], list[str]]) -> bool:
+    """Whether one wants alone what the other wants too. Each is what it shares, and what it wants alone."""
+    return bool({*one[1]} & {*other[0], *other[1]} or {*other[1]} & {*one[0]})
+
+
 # ---------------------------------------------------------------- the fence
 
 
@@ -586,6 +1027,10 @@ def test_every_write_of_an_attempt_that_is_not_in_force_is_refused(ledger: Ledge
     with pytest.raises(LostLease):
         ledger.plan(fenced.run_id, 1, plan_of(fenced))
     with pytest.raises(LostLease):
+        ledger.lease(fenced.run_id, 1, shared=[], exclusive=["marts.delays"])
+    with pytest.raises(LostLease):
+        ledger.void(fenced.run_id, 1, uuid4())
+    with pytest.raises(LostLease):
         ledger.release(fenced.run_id, 1, outcome="retry", failure=FAILURE, wait_s=60)
     with pytest.raises(LostLease):
         ledger.decide(manifest_of(fenced, output_of("marts.delays", "9")), attempt=1)
@@ -607,6 +1052,31 @@ def test_what_a_fenced_attempt_tried_to_write_is_not_found_by_the_next(rig: Rig)
     claimed = claim(rig.ledger, spec)
 
     assert (claimed.pins, claimed.plan) == (None, None)
+
+
+def test_an_attempt_that_is_not_in_force_can_neither_take_tables_nor_void_nor_hear_of_a_cancel(
+    rig: Rig, names: dict[str, str]
+) -> None:
+    spec, other = spec_of("staging.flights"), Holder(rig.ledger)
+    first = rig.claim_and_die(spec)
+    pins = rig.ledger.pin(spec.run_id, first.attempt, [pin_of("staging.flights", "1")])
+    plan = rig.ledger.plan(spec.run_id, first.attempt, plan_of(spec))
+    rig.claim_and_die(spec)
+    with pytest.raises(LostLease):
+        rig.ledger.lease(spec.run_id, first.attempt, shared=[], exclusive=[names["marts"]])
+    with pytest.raises(LostLease):
+        rig.ledger.void(spec.run_id, first.attempt, plan.plan_id)
+
+    assert other.asks(exclusive=[names["marts"]]) is None
+    third = claim(rig.ledger, spec)
+    assert (third.pins, third.plan) == (pins, plan)
+
+    rig.ledger.void(spec.run_id, third.attempt, plan.plan_id)
+    rig.ledger.cancel(spec.run_id)
+    with pytest.raises(LostLease):
+        rig.ledger.plan(spec.run_id, first.attempt, plan_of(spec))
+    with pytest.raises(LostLease):
+        rig.ledger.heartbeat(spec.run_id, first.attempt)
 
 
 # ---------------------------------------------------------------- decide and record
@@ -938,6 +1408,162 @@ def test_what_a_rerun_put_on_a_branch_is_found_by_its_snapshot_and_is_never_the_
 
 
 # ---------------------------------------------------------------- Postgres alone
+
+
+def test_when_a_cancel_was_asked_is_told_by_the_databases_clock(embedded_url: str) -> None:
+    import psycopg
+
+    ledger, spec = PgLedger(embedded_url), spec_of()
+    ledger.submit(spec)
+    with psycopg.connect(embedded_url, autocommit=True) as connection:
+
+        def told(what: LiteralString) -> datetime:
+            row = connection.execute(what, {"run_id": spec.run_id}).fetchone()
+            assert row is not None
+            assert isinstance(row[0], datetime)
+            return row[0]
+
+        before = told("SELECT clock_timestamp()")
+        ledger.cancel(spec.run_id)
+        asked_at = told("SELECT cancel_asked_at FROM ledger.runs WHERE run_id = %(run_id)s")
+        after = told("SELECT clock_timestamp()")
+        ledger.cancel(spec.run_id)
+        still = told("SELECT cancel_asked_at FROM ledger.runs WHERE run_id = %(run_id)s")
+    ledger.close()
+
+    assert before <= asked_at <= after
+    assert still == asked_at
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read", "serializable"])
+def test_a_run_that_waited_for_another_to_take_a_table_sees_that_it_did(
+    embedded_url: str, names: dict[str, str], isolation: str
+) -> None:
+    """Whatever isolation the database's owner has made the default."""
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+
+    escaped = isolation.replace(" ", r"\ ")
+    first = PgLedger(embedded_url)
+    second = PgLedger(make_conninfo(embedded_url, options=f"-c default_transaction_isolation={escaped}"))
+    holder, waiting = Holder(first), Holder(second)
+    asked = {"run_id": holder.run_id, "datasets": [names["marts"]], "exclusive": [names["marts"]]}
+    with ThreadPoolExecutor(max_workers=1) as threads, psycopg.connect(embedded_url) as connection:
+        connection.execute(QUERIES["lock_tables"], asked)
+        answer = threads.submit(waiting.asks, shared=[names["marts"]])
+        somebody_waits_for_a_table(embedded_url)
+        connection.execute(QUERIES["take_tables"], asked)
+        connection.commit()
+        assert answer.result() == holder.run_id
+    first.close()
+    second.close()
+
+
+def somebody_waits_for_a_table(url: str) -> None:
+    import psycopg
+
+    give_up_at = time.monotonic() + 20
+    with psycopg.connect(url, autocommit=True) as connection:
+        while time.monotonic() < give_up_at:
+            row = connection.execute(
+                "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
+                "WHERE l.locktype = 'advisory' AND NOT l.granted AND d.datname = current_database()"
+            ).fetchone()
+            if row and row[0]:
+                return
+    pytest.fail("nobody waits")
+
+
+def test_a_worker_that_freezes_while_it_takes_tables_does_not_keep_others_from_them(
+    embedded_url: str, names: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+    from psycopg.conninfo import make_conninfo
+
+    monkeypatch.setitem(QUERIES, "begin_lease", QUERIES["begin_lease"].replace("'10s'", "'100ms'"))
+    frozen, thawed = Event(), Event()
+    real = psycopg.Connection.execute
+
+    def execute(self: Any, query: Any, *given: Any) -> Any:
+        if query is QUERIES["in_the_way"] and not frozen.is_set():
+            frozen.set()
+            thawed.wait()
+        return real(self, query, *given)
+
+    monkeypatch.setattr(psycopg.Connection, "execute", execute)
+    waits_so_long = make_conninfo(embedded_url, options="-c lock_timeout=20s")
+    ledgers = PgLedger(embedded_url), PgLedger(waits_so_long)
+    freezing, other = map(Holder, ledgers)
+    with ThreadPoolExecutor(max_workers=1) as threads:
+        answer = threads.submit(freezing.asks, exclusive=[names["marts"]])
+        try:
+            assert frozen.wait(20)
+            assert other.asks(exclusive=[names["marts"]]) is None
+        finally:
+            thawed.set()
+        with pytest.raises(InfrastructureError, match="idle-in-transaction"):
+            answer.result()
+    assert freezing.asks(exclusive=[names["marts"]]) == other.run_id
+    for each in ledgers:
+        each.close()
+
+
+def test_what_a_run_held_is_forgotten_when_it_is_decided(embedded_url: str, names: dict[str, str]) -> None:
+    import psycopg
+
+    ledger = PgLedger(embedded_url)
+    run, other = Holder(ledger), Holder(ledger)
+    run.asks(shared=[names["staging"]], exclusive=[names["marts"]])
+    other.asks(shared=[names["staging"]])
+    run.ends()
+    with psycopg.connect(embedded_url, autocommit=True) as connection:
+        ids = [run.run_id, other.run_id]
+        rows = connection.execute("SELECT run_id, dataset FROM ledger.leases WHERE run_id = ANY(%s)", (ids,)).fetchall()
+    ledger.close()
+
+    assert rows == [(other.run_id, names["staging"])]
+
+
+def test_a_plan_that_the_release_before_stored_prevails_over_the_cancel_that_it_did_not_hear(
+    embedded_url: str,
+) -> None:
+    import psycopg
+
+    ledger, spec = PgLedger(embedded_url), spec_of()
+    attempt = claim(ledger, spec).attempt
+    ledger.cancel(spec.run_id)
+    plan = plan_of(spec)
+    with psycopg.connect(embedded_url, autocommit=True) as connection:
+        stored = {"plan": plan.to_json(), "run_id": spec.run_id}
+        connection.execute("UPDATE ledger.runs SET plan = %(plan)s WHERE run_id = %(run_id)s", stored)
+
+    assert ledger.heartbeat(spec.run_id, attempt) is False
+    assert not ledger.cancel_wanted(spec.run_id)
+    assert ledger.cancel(spec.run_id) == "too late"
+    assert ledger.plan(spec.run_id, attempt, plan_of(spec)) == plan
+    ledger.release(spec.run_id, attempt, outcome="retry", failure=FAILURE, wait_s=60)
+    assert isinstance(ledger.claim(spec, worker="host:2"), Busy)
+    with psycopg.connect(embedded_url, autocommit=True) as connection:
+        connection.execute("UPDATE ledger.runs SET not_before = NULL WHERE run_id = %s", (spec.run_id,))
+    claimed = claim(ledger, spec)
+    assert (claimed.plan, claimed.cancelled) == (plan, False)
+    ledger.close()
+
+
+def test_a_run_that_the_release_before_decided_holds_no_table(embedded_url: str, names: dict[str, str]) -> None:
+    """That release decides by the same statement, and knows of no leases that it were to give back."""
+    import psycopg
+
+    ledger = PgLedger(embedded_url)
+    run, other = Holder(ledger), Holder(ledger)
+    run.asks(exclusive=[names["marts"]])
+    row = {"run_id": run.run_id, "attempt": run.attempt, "state": "succeeded", "decided_at": T0}
+    row |= {"manifest": manifest_of(run.spec).to_json(), "failure": None, "rows_out": None}
+    with psycopg.connect(embedded_url, autocommit=True) as connection:
+        connection.execute(QUERIES["decide"], row)
+
+    assert other.asks(exclusive=[names["marts"]]) is None
+    ledger.close()
 
 
 def test_migrations_are_applied_once_by_however_many_at_once(ledger_url: str, embedded_url: str) -> None:

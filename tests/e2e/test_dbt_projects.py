@@ -5,6 +5,7 @@ What can live together does: the job that builds a project is made once, and eac
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -237,6 +238,15 @@ class TestEverything:
         assert everything.report.steps[0].kind == "compile"
         assert step(everything, "docs").status == "success"
 
+    def test_what_dbt_says_of_its_work_is_kept_beside_the_record(self, site: Site, everything: Manifest) -> None:
+        kept = {each.uri.rpartition("/")[2]: each for each in everything.report.artifacts}
+        results = {f"run_results.{number}.json" for number, _ in enumerate(everything.spec.work.steps, start=1)}  # type: ignore[union-attr]
+        assert set(kept) == {"manifest.json", "catalog.json", "index.html", *results}
+        for each in kept.values():
+            body = site.app.objects.get(each.uri.removeprefix(site.app.objects.uri("")))
+            assert body is not None
+            assert (len(body), hashlib.sha256(body).hexdigest()) == (each.bytes, each.sha256)
+
 
 def test_seeds_as_sources_and_packages_of_the_repository(site: Site) -> None:
     """`seed` comes before `build`; a package is committed where .gitignore hides it, another is a folder above."""
@@ -444,15 +454,3 @@ def test_what_a_project_may_not_do_is_named_with_its_statement(site: Site) -> No
     (hook,) = [each for each in manifest.report.steps if each.kind == "operation"]
     assert hook.message is not None
     assert "PRAGMA memory_limit = '1TB'" in hook.message
-
-
-def test_a_package_that_is_not_vendored_is_named(site: Site) -> None:
-    files = {
-        "dbt_project.yml": PROJECT,
-        "packages.yml": "packages: [{package: dbt-labs/dbt_utils, version: 1.3.0}]",
-        "models/one.sql": "SELECT 1 AS one",
-    }
-    failure = failure_of(run(site, files, {"none.one": "main.one"}, inputs=False))
-    assert failure.category is Category.LOGIC
-    assert "packages.yml" in failure.message
-    assert "dbt_packages" in failure.message

@@ -9,7 +9,7 @@ import pytest
 
 from runner.model.manifest import Manifest, State
 from runner.model.spec import JobSpec
-from tests.support.flow_world import At, Tap, Turn, World, assert_once_and_true, load, transform
+from tests.support.flow_world import At, Tap, Turn, World, assert_once_and_true, incremental, load, transform
 
 RECEIVED = At("after", "queue.receive")
 CLAIMED = At("after", "ledger.claim")
@@ -20,10 +20,13 @@ DECIDED = At("after", "ledger.decide")
 
 
 def scripted(world: World, stage: str) -> JobSpec:
-    """Two tables for transform; for load a table and a prefix. Each execution makes other rows than the one before."""
+    """Two tables for transform and incremental, one of which begins from its state; for load a table and a prefix.
+
+    Each execution makes other rows than the one before.
+    """
     if stage == "load":
         world.engine.script = [Turn(quarantined=2), Turn(quarantined=3), Turn(quarantined=4)]
-    return {"transform": transform, "load": load}[stage]()
+    return {"transform": transform, "load": load, "incremental": incremental}[stage]()
 
 
 def undisturbed(stage: str) -> list[At]:
@@ -34,7 +37,7 @@ def undisturbed(stage: str) -> list[At]:
     return moments[moments.index(RECEIVED) :]
 
 
-MOMENTS = {stage: undisturbed(stage) for stage in ("transform", "load")}
+MOMENTS = {stage: undisturbed(stage) for stage in ("transform", "load", "incremental")}
 CASES = [pytest.param(stage, at, id=f"{stage}-{at}") for stage, moments in MOMENTS.items() for at in moments]
 
 

@@ -27,6 +27,7 @@ from tests.support.flow_world import (
     Turn,
     World,
     assert_once_and_true,
+    incremental,
     load,
     transform,
 )
@@ -106,11 +107,11 @@ def tapped(world: World, spec: JobSpec, mishap: Mishap, left: Iterator[Mishap]) 
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.data(), st.sampled_from(["transform", "load"]), st.integers(1, 3), st.booleans())
+@given(st.data(), st.sampled_from(["transform", "load", "incremental"]), st.integers(1, 3), st.booleans())
 def test_whatever_happens_a_run_ends_once_and_its_record_is_true(
     data: st.DataObject, stage: str, max_attempts: int, is_rerun: bool
 ) -> None:
-    make = {"transform": transform, "load": load}[stage]
+    make = {"transform": transform, "load": load, "incremental": incremental}[stage]
     befalls = data.draw(mishaps(stage))
     turns = data.draw(st.lists(st.sampled_from(sorted(TURNS)), max_size=4))
     with tempfile.TemporaryDirectory() as folder:

@@ -291,7 +291,7 @@ def test_a_settling_attempt_may_be_lost_too(world: World) -> None:
 def test_a_plan_is_rolled_forward_for_as_long_as_it_takes(world: World, no_jitter: None) -> None:
     """It may have landed: giving up for want of tries could leave a table changed by a failed run."""
     spec = transform(max_attempts=1)
-    away = [Tap().fail(At("before", "tables.replace", 1), TransientError("the catalog is away")) for _ in range(12)]
+    away = [Tap().fail(At("before", "tables.commit", 1), TransientError("the catalog is away")) for _ in range(12)]
 
     world.submit(spec)
     ended = world.work_off(spec.stage, *away)
@@ -427,8 +427,8 @@ def test_a_run_may_be_handed_back_any_number_of_times(world: World, no_jitter: N
         At("before", "logic.checkout"),
         At("after", "ledger.pin"),
         At("after", "ledger.plan"),
-        At("before", "tables.replace"),
-        At("after", "tables.replace"),
+        At("before", "tables.commit"),
+        At("after", "tables.commit"),
         At("before", "ledger.decide"),
         At("after", "ledger.decide"),
         At("before", "objects.put_if_absent"),

@@ -59,7 +59,7 @@ def test_two_crashes_at_the_same_point_are_made_good(world: World, at: At) -> No
 
 
 @pytest.mark.parametrize(
-    "second", ["queue.receive", "tables.load", "tables.replace", "ledger.decide", "objects.put_if_absent"]
+    "second", ["queue.receive", "tables.load", "tables.commit", "ledger.decide", "objects.put_if_absent"]
 )
 @pytest.mark.parametrize("at", PLANNED_ON, ids=str)
 def test_whoever_rolls_a_plan_forward_may_die_of_it_too(world: World, at: At, second: str) -> None:

@@ -26,7 +26,7 @@ def test_the_steps_come_in_the_order_of_the_protocol(world: World) -> None:
         "engine.execute",
         "objects.put_file",
         "ledger.plan",
-        "tables.replace",
+        "tables.commit",
         "ledger.decide",
         "objects.put_if_absent",
         "ledger.mark_recorded",
@@ -36,7 +36,7 @@ def test_the_steps_come_in_the_order_of_the_protocol(world: World) -> None:
     assert tap.calls[-1] == "queue.delete"
     assert {call: tap.calls.count(call) for call in steps} == dict.fromkeys(steps, 1) | {
         "objects.put_file": 2,
-        "tables.replace": 2,
+        "tables.commit": 2,
     }
 
 
@@ -46,7 +46,7 @@ def test_all_files_are_up_before_the_plan_and_nothing_is_committed_before_it(wor
     world.run(transform(), tap)
 
     last_upload = len(tap.calls) - tap.calls[::-1].index("objects.put_file")
-    assert last_upload <= tap.calls.index("ledger.plan") < tap.calls.index("tables.replace")
+    assert last_upload <= tap.calls.index("ledger.plan") < tap.calls.index("tables.commit")
 
 
 def test_a_run_is_one_attempt_one_execution_and_a_snapshot_for_each_output(world: World) -> None:
@@ -153,7 +153,7 @@ def test_files_lie_where_the_run_and_its_attempt_say(world: World) -> None:
     day = "2026-01-01"  # of submission: a later attempt finds the same place
     assert made == {
         "staging.flights": [
-            f"s3://lake/tables/staging/flights/data/{spec.run_id}/1/{manifest.plan_id}/flights.parquet"
+            f"s3://lake/tables/staging/flights/data/{spec.effect}/{spec.run_id}/1/{manifest.plan_id}/flights.parquet"
         ],
         "failed/staging/flights": [
             f"s3://lake/failed/staging/flights/ingested_on={day}/{spec.run_id}/1/{manifest.plan_id}/flights.parquet"

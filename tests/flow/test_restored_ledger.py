@@ -25,7 +25,7 @@ from tests.flow.moments import (
 from tests.support.flow_world import DELAYS, ROUTES, At, Crash, Tap, World, assert_once_and_true, transform
 from tests.support.twins import MemoryLedger
 
-COMMITTED = At("after", "tables.replace")
+COMMITTED = At("after", "tables.commit")
 
 
 def deliver_again(world: World, spec: JobSpec) -> None:

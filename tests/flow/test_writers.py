@@ -111,19 +111,19 @@ def test_commits_of_others_in_between_are_no_reason_to_give_up(world: World) -> 
     spec = transform()
     tap = Tap()
     for nth in range(1, 6):
-        tap.pause(At("before", "tables.replace", nth), lambda: world.publish(DELAYS))
+        tap.pause(At("before", "tables.commit", nth), lambda: world.publish(DELAYS))
 
     world.run(spec, tap)
 
     ends_well(world, spec)
-    assert [call for call, _ in tap.refusals] == ["tables.replace"] * 5
+    assert [call for call, _ in tap.refusals] == ["tables.commit"] * 5
     assert world.head(DELAYS) == spec.run_id
 
 
 def test_a_newer_run_that_comes_between_look_and_commit_is_not_overwritten(world: World) -> None:
     spec = transform()
     newer = spec.logical_time + timedelta(days=1)
-    tap = Tap().pause(At("before", "tables.replace"), lambda: world.publish(DELAYS, logical_time=newer))
+    tap = Tap().pause(At("before", "tables.commit"), lambda: world.publish(DELAYS, logical_time=newer))
 
     world.run(spec, tap)
 
@@ -166,7 +166,7 @@ def test_a_run_that_fails_in_its_heirs_hands_still_says_what_was_executed(world:
 
 def test_columns_that_do_not_fit_fail_the_run_and_what_landed_before_is_listed(world: World) -> None:
     spec = transform()
-    tap = Tap().fail(At("before", "tables.replace", 2), SchemaError("id: expected int, got string", subject=ROUTES))
+    tap = Tap().fail(At("before", "tables.commit", 2), SchemaError("id: expected int, got string", subject=ROUTES))
 
     manifest = world.run(spec, tap)
 
@@ -179,7 +179,7 @@ def test_columns_that_do_not_fit_fail_the_run_and_what_landed_before_is_listed(w
 def test_a_commit_whose_answer_was_lost_on_the_last_try_is_found(world: World) -> None:
     """Once planned, a transient failure is never the end: the next attempt looks, finds it landed and adopts it."""
     spec = transform(max_attempts=1)
-    tap = Tap().fail(At("after", "tables.replace"), TransientError("it is not known whether the commit landed"))
+    tap = Tap().fail(At("after", "tables.commit"), TransientError("it is not known whether the commit landed"))
 
     manifest = world.run(spec, tap)
 
@@ -295,7 +295,7 @@ def test_a_rerun_that_publishes_is_refused_over_newer_data(world: World) -> None
     assert world.head(DELAYS) == newer.run_id
 
 
-@pytest.mark.parametrize("at", [At("after", "ledger.plan"), At("after", "tables.replace")], ids=str)
+@pytest.mark.parametrize("at", [At("after", "ledger.plan"), At("after", "tables.commit")], ids=str)
 def test_a_reruns_branch_is_written_once_too(world: World, at: At) -> None:
     spec = transform()
     world.run(spec)

@@ -74,7 +74,7 @@ def test_a_worker_that_wakes_up_after_the_end_changes_nothing(world: World, stag
 
 
 @pytest.mark.parametrize("at", PLANNED_ON, ids=str)
-@pytest.mark.parametrize("died", ["before-tables.replace", "after-tables.replace", "after-tables.replace-2", "none"])
+@pytest.mark.parametrize("died", ["before-tables.commit", "after-tables.commit", "after-tables.commit-2", "none"])
 def test_a_plan_is_carried_out_once_by_a_zombie_and_its_heirs_together(world: World, at: At, died: str) -> None:
     """The heir dies half way, the zombie goes on, and a third comes: three workers, one plan, one set of snapshots."""
     spec = transform()
@@ -144,12 +144,12 @@ def test_the_plan_that_the_ledger_has_is_the_one_carried_out(world: World) -> No
 def test_a_zombies_commit_on_what_it_loaded_before_its_heirs_lands_nothing(world: World) -> None:
     """It had looked, and seen nothing of its run. The compare-and-swap tells it to look again, and it adopts."""
     spec = transform()
-    tap = Tap().pause(At("before", "tables.replace"), world.elsewhere(spec.stage))
+    tap = Tap().pause(At("before", "tables.commit"), world.elsewhere(spec.stage))
 
     world.submit(spec)
     zombie = world.deliver(spec.stage, tap)
 
-    assert tap.refusals == [("tables.replace", LostRace), ("ledger.decide", LostLease)]
+    assert tap.refusals == [("tables.commit", LostRace), ("ledger.decide", LostLease)]
     assert isinstance(zombie, Lost)
     ends_well(world, spec)
 
@@ -181,7 +181,7 @@ def test_a_run_that_was_decided_failed_is_not_published_by_its_zombie(world: Wor
         ended.extend(world.work_off(spec.stage))
 
     world.submit(spec)
-    zombie = world.deliver(spec.stage, Tap().pause(At("before", "tables.replace"), meanwhile))
+    zombie = world.deliver(spec.stage, Tap().pause(At("before", "tables.commit"), meanwhile))
 
     manifest = assert_once_and_true(world, spec)
     assert isinstance(zombie, Lost)

@@ -12,6 +12,7 @@ import pytest
 from runner.model.errors import DataError
 from runner.model.manifest import Column, FileRecord, Fingerprint, OutputRecord
 from runner.model.names import rerun_branch
+from runner.model.ranges import WHOLE_TABLE
 from runner.ports import CommitTag, Datasets, LoadedDataset, LostRace
 
 
@@ -40,17 +41,25 @@ class Rig:
         )
 
     def publish(self, tag: CommitTag | None = None, branch: str | None = None) -> str:
-        return self.load().replace(self.output(branch), tag or tag_of(uuid4()))
+        return self.load().commit(self.output(branch), tag or tag_of(uuid4()))
 
 
-def tag_of(run_id: UUID, *, attempt: int = 1, plan_id: UUID | None = None) -> CommitTag:
+def tag_of(
+    run_id: UUID,
+    *,
+    attempt: int = 1,
+    plan_id: UUID | None = None,
+    effect: UUID | None = None,
+    range: str = WHOLE_TABLE,
+) -> CommitTag:
     return CommitTag(
         run_id=run_id,
-        effect=run_id,
+        effect=effect or run_id,
         plan_id=plan_id or uuid4(),
         attempt=attempt,
         logical_time=datetime(2013, 6, 1, tzinfo=UTC),
         submitted_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
+        range=range,
     )
 
 
@@ -60,7 +69,10 @@ class DatasetsContract:
     def test_a_dataset_that_does_not_exist_is_empty(self, rig: Rig) -> None:
         dataset = rig.load()
 
+        assert not dataset.exists
+        assert dataset.partition_by is None
         assert dataset.head(None) is None
+        assert list(dataset.history(None)) == []
         assert dataset.landed(uuid4()) == []
         assert dict(dataset.field_ids) == {}
         assert dataset.last_field_id == 0
@@ -80,6 +92,39 @@ class DatasetsContract:
         assert head is not None
         assert (head.snapshot, head.tag) == (snapshot, tag)
 
+    def test_a_snapshot_says_what_of_the_dataset_it_is_all_of(self, rig: Rig) -> None:
+        tag = tag_of(uuid4(), range="day(flown_on) = 2013-06-01")
+
+        rig.publish(tag)
+
+        assert [each.tag for each in rig.load().history(None)] == [tag]
+
+    def test_a_dataset_exists_as_soon_as_something_landed(self, rig: Rig) -> None:
+        rig.publish()
+
+        assert rig.load().exists
+
+    def test_the_history_of_what_is_published_is_newest_first_and_knows_no_branch(self, rig: Rig) -> None:
+        first = rig.publish()
+        rig.publish(tag_of(run_id := uuid4()), rerun_branch(run_id))
+        others = [rig.publish() for _ in range(2)]
+
+        history = rig.load().history(None)
+
+        assert [each.snapshot for each in history] == [*reversed(others), first]
+        assert len(history) == 3
+        assert [each.snapshot for each in history[1:]] == [others[0], first]
+
+    def test_the_history_of_a_branch_begins_beside_what_was_published(self, rig: Rig) -> None:
+        published = [rig.publish() for _ in range(2)]
+        run_id = uuid4()
+        branch = rerun_branch(run_id)
+        beside = rig.publish(tag_of(run_id), branch)
+        rig.publish()
+
+        assert [each.snapshot for each in rig.load().history(branch)] == [beside, *reversed(published)]
+        assert list(rig.load().history(rerun_branch(uuid4()))) == []
+
     def test_the_newest_snapshot_is_the_head(self, rig: Rig) -> None:
         snapshots = [rig.publish() for _ in range(3)]
 
@@ -93,9 +138,9 @@ class DatasetsContract:
         first, second = rig.load(), rig.load()
         loser = uuid4()
 
-        snapshot = first.replace(rig.output(), tag_of(uuid4()))
+        snapshot = first.commit(rig.output(), tag_of(uuid4()))
         with pytest.raises(LostRace):
-            second.replace(rig.output(), tag_of(loser))
+            second.commit(rig.output(), tag_of(loser))
 
         head = rig.load().head(None)
         assert head is not None
@@ -106,19 +151,19 @@ class DatasetsContract:
         first, second = rig.load(), rig.load()
         loser = uuid4()
 
-        first.replace(rig.output(), tag_of(uuid4()))
+        first.commit(rig.output(), tag_of(uuid4()))
         with pytest.raises(LostRace):
-            second.replace(rig.output(), tag_of(loser))
+            second.commit(rig.output(), tag_of(loser))
 
         assert rig.load().landed(loser) == []
 
     def test_a_handle_is_spent_by_its_own_commit(self, rig: Rig) -> None:
         rig.publish()
         dataset = rig.load()
-        dataset.replace(rig.output(), tag_of(uuid4()))
+        dataset.commit(rig.output(), tag_of(uuid4()))
 
         with pytest.raises(LostRace):
-            dataset.replace(rig.output(), tag_of(uuid4()))
+            dataset.commit(rig.output(), tag_of(uuid4()))
 
     def test_a_handle_shows_what_it_loaded(self, rig: Rig) -> None:
         snapshot = rig.publish()
@@ -171,9 +216,9 @@ class DatasetsContract:
         rig.publish()
         first, second = rig.load(), rig.load()
 
-        first.replace(rig.output(branch), tag_of(run_id))
+        first.commit(rig.output(branch), tag_of(run_id))
         with pytest.raises(LostRace):
-            second.replace(rig.output(branch), tag_of(run_id))
+            second.commit(rig.output(branch), tag_of(run_id))
 
         assert len(rig.load().landed(run_id)) == 1
 
@@ -195,7 +240,7 @@ class DatasetsContract:
 
     def test_a_pin_serves_exactly_the_files_of_its_snapshot_whatever_came_since(self, rig: Rig) -> None:
         output = rig.output(files=3)
-        rig.load().replace(output, tag_of(uuid4()))
+        rig.load().commit(output, tag_of(uuid4()))
         pin = rig.datasets.pin(rig.name, "x", None)
         rig.publish()
         rig.publish(tag_of(run_id := uuid4()), rerun_branch(run_id))
@@ -210,7 +255,7 @@ class DatasetsContract:
         rig.publish()
         run_id = uuid4()
         output = rig.output(rerun_branch(run_id))
-        snapshot = rig.load().replace(output, tag_of(run_id))
+        snapshot = rig.load().commit(output, tag_of(run_id))
 
         pin = rig.datasets.pin(rig.name, "x", snapshot)
 

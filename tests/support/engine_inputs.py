@@ -1,13 +1,19 @@
-"""What the worker's broker is to an engine, for tests of engines: files by URI from a folder, and what was asked."""
+"""What the worker is to an engine, for tests of engines: files by URI from a folder, and jobs."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
 from runner.model.errors import DataError
+from runner.model.messages import Job, JobInput, JobOutput, Stamp
+from runner.model.spec import QueryWork, Resources, Work
+
+STAMP = Stamp(logic_commit="a" * 40, run_id=UUID(int=1), processed_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC))
 
 
 class _File(io.FileIO):
@@ -46,3 +52,20 @@ class LocalInputs:
         total: int | None = None,
     ) -> None:
         self.said.append(message)
+
+
+def job_of(
+    folder: Path, *, inputs: Sequence[JobInput] = (), outputs: Sequence[JobOutput] = (), work: Work | None = None
+) -> Job:
+    """A job whose workspace and scratch are in `folder`."""
+    for name in ("logic", "scratch"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return Job(
+        work=work or QueryWork(kind="query", file="query.sql"),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        workspace=str(folder / "logic"),
+        scratch=str(folder / "scratch"),
+        resources=Resources(cpu=1024, memory_mib=1024),
+        stamp=STAMP,
+    )

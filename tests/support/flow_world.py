@@ -9,12 +9,14 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, cast
 from uuid import UUID, uuid4
 
 from runner.adapters.s3_prefixes import S3Prefixes
 from runner.model.errors import Failure, InfrastructureError, LogicError, RunnerError
 from runner.model.manifest import (
+    NO_SNAPSHOT,
     Column,
     FileRecord,
     Fingerprint,
@@ -26,6 +28,7 @@ from runner.model.manifest import (
 )
 from runner.model.messages import EngineFile, EngineOutput, EngineResult, Job, Progress
 from runner.model.names import is_table, manifest_key, quarantine_of, rerun_branch
+from runner.model.ranges import WHOLE_TABLE
 from runner.model.spec import JobSpec, Stage, parse_spec
 from runner.model.strict import parse_json
 from runner.ports import (
@@ -46,12 +49,15 @@ from runner.ports import (
 )
 from runner.worker import Outcome, Worker
 from tests.support.documents import COMMIT, job_spec
+from tests.support.packages import NoPackages
 from tests.support.twins import MemoryLedger, MemoryObjects, MemoryQueue, MemoryTables, TestClock
 
 FAR_FROM_ANY_BEAT_S = 3600.0
 """Heartbeats run on the machine's time, the tests on their own: unless a test is about them, none comes."""
 MOST_DELIVERIES = 30
 """A run that is not over after so many deliveries goes round in a circle."""
+
+PRODUCTION = "main"
 
 When = Literal["before", "after"]
 
@@ -155,7 +161,7 @@ def _out_of_reach(call: str) -> None:
 
 
 class _Tapped:
-    """A port whose every call goes through the tap. What `load` returns is tapped too: its `replace` is a call."""
+    """A port whose every call goes through the tap. What `load` returns is tapped too: its `commit` is a call."""
 
     def __init__(self, tap: Tap, name: str, port: object) -> None:
         self._tap = tap
@@ -174,7 +180,7 @@ class _Tapped:
         return call
 
 
-_ANSWERED_AT_HOME = {"uri", "head", "landed"}
+_ANSWERED_AT_HOME = {"uri", "head", "landed", "history"}
 """Calls that reach no service: a loaded dataset has what they ask for."""
 
 
@@ -186,6 +192,8 @@ class FakeLogic:
 
     def __init__(self, commits: Mapping[str, Mapping[str, str]]) -> None:
         self.commits = commits
+        self.unreached: set[str] = set()
+        """Commits that the production ref does not contain."""
 
     def resolve_ref(self, repo: str, ref: str) -> str:
         if ref not in self.commits:
@@ -194,6 +202,9 @@ class FakeLogic:
 
     def read_file(self, repo: str, commit: str, path: str) -> bytes:
         return self.commits[self.resolve_ref(repo, commit)][path].encode()
+
+    def reached(self, repo: str, commit: str, ref: str) -> bool:
+        return ref == PRODUCTION and commit not in self.unreached
 
     def checkout(self, repo: str, commit: str, workspace: Path) -> Checkout:
         files = self.commits[self.resolve_ref(repo, commit)]
@@ -217,6 +228,8 @@ class Turn:
     steps: tuple[Step, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     failure: Failure | None = None
+    until_stopped: bool = False
+    """Whether it goes on until it is told to stop."""
     quarantined: int = 0
     leaves_out: frozenset[str] = frozenset()
     adds: tuple[str, ...] = ()
@@ -233,6 +246,10 @@ class ScriptedEngine:
         self.script: list[Turn] = []
         self.jobs: list[Job] = []
         """What it was asked to do, execution after execution."""
+        self._stopped = Event()
+
+    def stop(self) -> None:
+        self._stopped.set()
 
     def execute(
         self, job: Job, *, served: Mapping[str, Sequence[ServedFile]], say: Callable[[Progress], None]
@@ -252,6 +269,9 @@ class ScriptedEngine:
             made.append(self._made(job, bad, content, turn, rows=turn.quarantined, quarantine=True))
         if turn.meanwhile:
             turn.meanwhile()
+        if turn.until_stopped:
+            assert self._stopped.wait(timeout=30), "nobody said stop"
+            raise InfrastructureError("engine: expected a result, got told to stop")
         if turn.raises:
             raise turn.raises
         result = EngineResult(
@@ -321,11 +341,12 @@ class World:
         self.ledger = MemoryLedger(self.clock)
         self.logic = FakeLogic({COMMIT: {"dbt_project.yml": "name: flights"}})
         self.engine = ScriptedEngine()
+        self.packages = NoPackages()
         self._scratch = scratch
         self._workers = 0
         self.publish("staging.flights")
         landing = self.datasets("landing/portal/flights").load("landing/portal/flights")
-        landing.replace(_published("landing/portal/flights"), tag_of())
+        landing.commit(_published("landing/portal/flights"), tag_of())
 
     def datasets(self, name: str) -> Datasets:
         return self.tables if is_table(name) else S3Prefixes(self.objects, self.clock)
@@ -341,9 +362,11 @@ class World:
             ledger=cast(Ledger, _Tapped(tap, "ledger", self.ledger)),
             objects=objects,
             logic=cast(LogicSource, _Tapped(tap, "logic", self.logic)),
+            packages=self.packages,
             datasets=lambda name: tables if is_table(name) else S3Prefixes(objects, self.clock),
             engine=lambda stage: engine,
             clock=self.clock,
+            production_ref=PRODUCTION,
             software=Software(runner="0.0", python="3.11", packages={"core": "1"}),
             scratch=self._scratch / str(self._workers),
             worker=f"worker-{self._workers}",
@@ -360,6 +383,12 @@ class World:
     def deliver(self, stage: Stage, tap: Tap | None = None) -> Outcome | None:
         """One delivery to a worker of its own, as soon as a message shows; None where none does in an hour."""
         return next(self.worker(tap).work(stage, max_jobs=1, idle_timeout_s=3600), None)
+
+    def receive(self, stage: Stage) -> Delivery:
+        """The next message, for a worker that a test makes itself."""
+        delivery = self.queue.receive(stage, wait_s=0)
+        assert delivery is not None
+        return delivery
 
     def work_off(self, stage: Stage, *taps: Tap) -> list[Outcome | type[BaseException]]:
         """Deliveries until the queue is empty, the first of them through `taps`; a worker that ends is followed."""
@@ -431,19 +460,19 @@ class World:
                 dataset=name,
                 snapshot=landed.snapshot,
                 tag=landed.tag,
-                contents=tuple(self.contents(name, landed.snapshot)),
+                contents=tuple(self.contents(name, landed.snapshot, of=spec.run_id)),
             )
             for name in names
             for landed in self.datasets(name).load(name).landed(spec.run_id)
             if landed.tag is not None
         ]
 
-    def contents(self, dataset: str, snapshot: str) -> list[str]:
-        """What the snapshot's files hold now, each checked against the size the snapshot has of it."""
+    def contents(self, dataset: str, snapshot: str, *, of: UUID | None = None) -> list[str]:
+        """What the snapshot's files (or those that one run has written) hold now, each checked against its size."""
         datasets = self.datasets(dataset)
         found = []
         for file in datasets.files(datasets.pin(dataset, "x", snapshot)):
-            if file.holds_rows:
+            if file.holds_rows and f"/{of or ''}" in file.uri:
                 body = self.objects.get(file.uri.removeprefix(self.objects.uri("")))
                 assert body is not None, f"{file.uri}: a snapshot's file is gone"
                 assert len(body) == file.bytes, f"{file.uri}: a snapshot's file is another now: {body!r}"
@@ -456,11 +485,16 @@ class World:
         return head.tag.run_id if head and head.tag else None
 
     def publish(
-        self, table: str, *, logical_time: datetime | None = None, submitted_at: datetime | None = None
+        self,
+        table: str,
+        *,
+        logical_time: datetime | None = None,
+        submitted_at: datetime | None = None,
+        bytes_each: int = 1,
     ) -> UUID:
         """Another run's snapshot of `table`."""
         tag = tag_of(logical_time, submitted_at)
-        self.tables.load(table).replace(_published(table), tag)
+        self.tables.load(table).commit(_published(table, bytes_each), tag)
         return tag.run_id
 
     def publish_from_outside(self, table: str) -> None:
@@ -483,16 +517,31 @@ def tag_of(logical_time: datetime | None = None, submitted_at: datetime | None =
         attempt=1,
         logical_time=logical_time or long_ago,
         submitted_at=submitted_at or long_ago,
+        range=WHOLE_TABLE,
     )
 
 
-def _published(dataset: str) -> OutputRecord:
+def _what_it_followed(world: World, output: OutputRecord) -> str | None:
+    """The snapshot before the output's; None where its own effect made that, of which a rerun takes the place."""
+    history = world.datasets(output.dataset).load(output.dataset).history(None)
+    places = [place for place, each in enumerate(history) if each.snapshot == output.snapshot]
+    if not places:
+        return output.state
+    (place,) = places
+    if place + 1 == len(history):
+        return NO_SNAPSHOT
+    before, own = history[place + 1], history[place]
+    same_effect = before.tag is not None and own.tag is not None and before.tag.effect == own.tag.effect
+    return None if same_effect else before.snapshot
+
+
+def _published(dataset: str, bytes_each: int = 1) -> OutputRecord:
     return OutputRecord(
         dataset=dataset,
         mode="replace",
         branch=None,
         base=None,
-        files=(FileRecord(uri=f"s3://lake/seed/{uuid4()}", bytes=1, rows=1),),
+        files=(FileRecord(uri=f"s3://lake/seed/{uuid4()}", bytes=bytes_each, rows=1),),
         rows=1,
         columns=(Column(name="id", type="int"),),
         fingerprint=Fingerprint(rows=1, hash="1", engine="scripted 1"),
@@ -508,6 +557,15 @@ DELAYS, ROUTES = "marts.delays", "marts.routes"
 def transform(**given: Any) -> JobSpec:
     """A dbt job with two tables to make: several tables are not one transaction."""
     outputs = [{"dataset": DELAYS, "from": "main.delays"}, {"dataset": ROUTES, "from": "main.routes"}]
+    return job_spec("transform", **{"outputs": outputs, **given})
+
+
+def incremental(**given: Any) -> JobSpec:
+    """A dbt job that goes on from one table's state, and appends to another."""
+    outputs = [
+        {"dataset": DELAYS, "from": "main.delays", "state": "restore"},
+        {"dataset": ROUTES, "from": "main.routes", "mode": "append"},
+    ]
     return job_spec("transform", **{"outputs": outputs, **given})
 
 
@@ -535,10 +593,12 @@ def assert_once_and_true(world: World, spec: JobSpec) -> Manifest:
         assert {each.tag.plan_id for each in landings} == {manifest.plan_id}
         assert manifest.failure is None
     else:
-        assert manifest.failure is not None
+        assert (manifest.failure is not None) is (manifest.state is State.FAILED)
     for output in manifest.outputs:
         branch = rerun_branch(spec.run_id) if spec.publishes_to_branch else None
         assert output.branch == branch
+        if output.state is not None and branch is None:
+            assert _what_it_followed(world, output) in (output.state, None), "nobody came between state and commit"
     assert world.recorded(spec) == manifest, "S3 and the ledger keep the same manifest"
     assert manifest.spec == spec
     row = world.ledger.run(spec.run_id)

@@ -83,6 +83,13 @@ class FolderArchive:
     def exists(self, key: str) -> bool:
         return (self.folder / key).exists()
 
+    def put_if_absent(self, key: str, body: bytes) -> bool:
+        target = self.folder / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            target.write_bytes(body)
+        return target.read_bytes() == body
+
     def put_file(self, key: str, path: Path) -> None:
         target = self.folder / key
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -126,6 +126,8 @@ def make_site(folder: Path, *, ledger_url: str, aws_endpoint_url: str, name: str
         "RUNNER_BUCKET": f"lake-{name}",
         "RUNNER_QUEUE_PREFIX": f"{name}-",
         "RUNNER_SOURCE_HOSTS": address,
+        "RUNNER_PACKAGE_HUB": f"http://{address}",
+        "RUNNER_PACKAGE_HOSTS": address,
         "AWS_ENDPOINT_URL": aws_endpoint_url,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",

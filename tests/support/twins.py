@@ -11,9 +11,10 @@ from threading import Lock
 from typing import Literal
 from uuid import UUID, uuid4
 
-from runner.model.errors import ConflictError, DataError, Failure, InfrastructureError, SchemaError
+from runner.model.errors import ConflictError, DataError, Failure, InfrastructureError, SchemaError, SpecError
 from runner.model.lineage import Edge, edges
 from runner.model.manifest import (
+    NO_SNAPSHOT,
     AttemptRecord,
     FileRecord,
     Manifest,
@@ -24,11 +25,13 @@ from runner.model.manifest import (
 )
 from runner.model.messages import FieldIds
 from runner.model.names import table_prefix
-from runner.model.spec import JobSpec, Stage, parse_spec
+from runner.model.ranges import partition_name
+from runner.model.spec import JobSpec, Partition, Stage, parse_spec
 from runner.model.strict import parse_json
 from runner.ports import (
     LEASE_S,
     Busy,
+    CancelWanted,
     Claimed,
     Clock,
     CommitTag,
@@ -176,10 +179,16 @@ class MemoryObjects:
 # ---------------------------------------------------------------- tables
 
 
+PartitionOf = Callable[[FileRecord, Partition], object]
+"""The partition of a file's rows, as `runner.model.ranges` writes its value; None for rows that have NULL there."""
+
+
 @dataclass(frozen=True)
 class _Snapshot:
     landed: Landed
-    files: tuple[FileRecord, ...]
+    parent: str | None
+    files: Mapping[FileRecord, tuple[UUID | None, object]]
+    """Each with the effect that it was written for, and its partition."""
     metadata: str
 
 
@@ -192,14 +201,23 @@ class _Table:
     columns: Mapping[str, str] = field(default_factory=dict)
     field_ids: Mapping[str, FieldIds] = field(default_factory=dict)
     last_field_id: int = 0
+    partition_by: Partition | None = None
+
+    def newest(self, branch: str | None) -> _Snapshot | None:
+        snapshot = self.refs.get(branch)
+        return self.snapshots[snapshot] if snapshot else None
 
 
 class MemoryTables:
-    """`Datasets` for tables, in memory. Gives field ids to columns, not to what is nested in them."""
+    """`Datasets` for tables, in memory. Gives field ids to columns, not to what is nested in them.
 
-    def __init__(self) -> None:
+    Without `partition_of`, which looks into files, one is of the partition that it is published to.
+    """
+
+    def __init__(self, partition_of: PartitionOf | None = None) -> None:
         self._tables: dict[str, _Table] = {}
         self._last_snapshot = 1_000_000_000_000_000_000  # as long as Iceberg's, which no double holds exactly
+        self._partition_of = partition_of
 
     def pin(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
         table = self._tables.get(dataset, _Table())
@@ -211,16 +229,28 @@ class MemoryTables:
             )
         return Pin(as_=alias, dataset=dataset, snapshot=wanted, metadata=table.snapshots[wanted].metadata)
 
+    def state(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
+        table = self._tables.get(dataset, _Table())
+        wanted = snapshot or table.refs.get(None) or NO_SNAPSHOT
+        if wanted == NO_SNAPSHOT:
+            return Pin(as_=alias, dataset=dataset, snapshot=NO_SNAPSHOT, metadata="", state=True)
+        if wanted not in table.snapshots:
+            raise DataError(
+                f"state of {dataset}: expected snapshot {snapshot}, got none: input expired", subject=dataset
+            )
+        metadata = table.snapshots[wanted].metadata
+        return Pin(as_=alias, dataset=dataset, snapshot=wanted, metadata=metadata, state=True)
+
     def files(self, pin: Pin) -> Sequence[ServedFile]:
+        if pin.snapshot == NO_SNAPSHOT:
+            return []
         snapshot = self._tables.get(pin.dataset, _Table()).snapshots.get(pin.snapshot)
         if snapshot is None:
             raise DataError(
                 f"input {pin.dataset}: expected snapshot {pin.snapshot}, got none: input expired",
                 subject=pin.dataset,
             )
-        rows = [
-            ServedFile(uri=each.uri, bytes=each.bytes, holds_rows=True) for each in snapshot.files if each.rows != 0
-        ]
+        rows = [ServedFile(uri=each.uri, bytes=each.bytes, holds_rows=True) for each in snapshot.files]
         return [ServedFile(uri=snapshot.metadata, bytes=1, holds_rows=False), *rows]
 
     def load(self, dataset: str) -> LoadedMemoryTable:
@@ -233,7 +263,7 @@ class MemoryTables:
         self._tables[dataset] = replace(table, snapshots=kept)
 
     def commit(self, dataset: str, based_on: _Table, output: OutputRecord, tag: CommitTag | None) -> str:
-        """Compare-and-swap of one branch. Without a tag it is a writer from outside."""
+        """Compare-and-swap of the table. Without a tag it is a writer from outside."""
         now = self._tables.get(dataset, _Table())
         if output.branch and None not in based_on.refs:
             raise DataError(
@@ -241,17 +271,43 @@ class MemoryTables:
                 hint="rerun with --publish",
                 subject=dataset,
             )
-        if now.refs.get(output.branch) != based_on.refs.get(output.branch):
+        if now.refs != based_on.refs:
             raise LostRace(f"{dataset}: another commit came first")
         table = _evolved(dataset, now, output)
+        base = now.newest(output.branch) or now.newest(None)
+        files = self._content(dataset, base, output, tag)
         self._last_snapshot += 1
         snapshot = str(self._last_snapshot)
         metadata = f"s3://lake/{table_prefix(dataset)}metadata/{snapshot}.metadata.json"
-        made = _Snapshot(Landed(snapshot=snapshot, tag=tag), output.files, metadata)
+        parent = base.landed.snapshot if base else None
+        made = _Snapshot(Landed(snapshot=snapshot, tag=tag), parent, files, metadata)
         self._tables[dataset] = replace(
             table, refs={**now.refs, output.branch: snapshot}, snapshots={**now.snapshots, snapshot: made}
         )
         return snapshot
+
+    def _content(
+        self, dataset: str, base: _Snapshot | None, output: OutputRecord, tag: CommitTag | None
+    ) -> dict[FileRecord, tuple[UUID | None, object]]:
+        """The files that the new snapshot has, by the output's mode."""
+        effect = tag.effect if tag else None
+        come = {each: (effect, self._partition(each, output)) for each in output.files if each.rows != 0}
+        there = dict(base.files) if base else {}
+        if output.mode == "append":
+            return {each: known for each, known in there.items() if known[0] != effect} | come
+        if output.mode == "replace_where" and output.partition_by:
+            value = output.range.removeprefix(f"{partition_name(output.partition_by)} = ")
+            if any(partition != value for _, partition in come.values()):
+                raise SchemaError(f"{dataset}: expected rows of {output.range} only, got others", subject=dataset)
+            return {each: known for each, known in there.items() if known[1] != value} | come
+        return come
+
+    def _partition(self, file: FileRecord, output: OutputRecord) -> object:
+        if output.partition_by is None:
+            return None
+        if self._partition_of is None:
+            return output.range.removeprefix(f"{partition_name(output.partition_by)} = ")
+        return self._partition_of(file, output.partition_by)
 
 
 class LoadedMemoryTable:
@@ -259,6 +315,18 @@ class LoadedMemoryTable:
         self._tables = tables
         self._dataset = dataset
         self._table = table
+
+    @property
+    def exists(self) -> bool:
+        return bool(self._table.refs)
+
+    @property
+    def partition_by(self) -> Partition | None:
+        return self._table.partition_by
+
+    @property
+    def column_types(self) -> Mapping[str, str]:
+        return self._table.columns
 
     @property
     def field_ids(self) -> Mapping[str, FieldIds]:
@@ -269,32 +337,48 @@ class LoadedMemoryTable:
         return self._table.last_field_id
 
     def head(self, branch: str | None) -> Landed | None:
-        snapshot = self._table.refs.get(branch)
-        return self._table.snapshots[snapshot].landed if snapshot else None
+        newest = self._table.newest(branch)
+        return newest.landed if newest else None
 
     def landed(self, run_id: UUID) -> Sequence[Landed]:
         made = (each.landed for each in self._table.snapshots.values())
         return [each for each in made if each.tag is not None and each.tag.run_id == run_id]
 
-    def replace(self, output: OutputRecord, tag: CommitTag) -> str:
+    def history(self, branch: str | None) -> Sequence[Landed]:
+        found, snapshot = list[Landed](), self._table.newest(branch)
+        while snapshot is not None:
+            found.append(snapshot.landed)
+            snapshot = self._table.snapshots.get(snapshot.parent or "")
+        return found
+
+    def commit(self, output: OutputRecord, tag: CommitTag) -> str:
         return self._tables.commit(self._dataset, self._table, output, tag)
 
 
 def _evolved(dataset: str, table: _Table, output: OutputRecord) -> _Table:
     """The table with the output's columns: new ones added, gone ones dropped. A branch cannot change them."""
     wanted = {column.name: column.type for column in output.columns or ()}
+    partition_by = output.partition_by
+    if table.refs and table.partition_by != partition_by:
+        there, came = (partition_name(each) if each else "none" for each in (table.partition_by, partition_by))
+        raise SchemaError(f"{dataset}: expected partition_by {there}, as the table is, got {came}", subject=dataset)
+    if partition_by and wanted and partition_by.column not in wanted:
+        column = f"{dataset}.{partition_by.column}"
+        raise SchemaError(f"{column}: expected the column that the table is partitioned by, got none", subject=column)
     for name, kind in wanted.items():
         old = table.columns.get(name)
         if (old is None and output.branch and table.columns) or (old and (old, kind) not in _WIDENINGS | {(old, old)}):
             raise SchemaError(f"{dataset}.{name}: expected {old or 'no such column'}, got {kind}", subject=dataset)
     if output.branch and table.columns:
         return table
+    if output.mode in ("append", "replace_where"):
+        wanted = {**table.columns, **wanted}
     ids, last = dict[str, FieldIds](), table.last_field_id
     for name in wanted:
         known = table.field_ids.get(name)
         last += known is None
         ids[name] = known or FieldIds(id=last)
-    return replace(table, columns=wanted, field_ids=ids, last_field_id=last)
+    return replace(table, columns=wanted, field_ids=ids, last_field_id=last, partition_by=partition_by)
 
 
 _WIDENINGS = {("int", "long"), ("float", "double")}
@@ -320,6 +404,13 @@ class _Run:
     attempts: list[AttemptRecord] = field(default_factory=list)
     manifest: str | None = None
     recorded: bool = False
+    cancel_asked_at: datetime | None = None
+    leases: dict[str, bool] = field(default_factory=dict)
+    """Tables that it holds, with whether it has them alone."""
+
+    @property
+    def cancel_wanted(self) -> bool:
+        return self.cancel_asked_at is not None and self.plan is None and self.manifest is None
 
 
 class MemoryLedger:
@@ -363,11 +454,29 @@ class MemoryLedger:
                 submitted_at=run.submitted_at,
                 pins=None if run.pins is None else _pins(run.pins),
                 plan=None if run.plan is None else parse_json(Plan, run.plan, what="plan"),
+                cancelled=run.cancel_wanted,
             )
 
-    def heartbeat(self, run_id: UUID, attempt: int) -> None:
+    def heartbeat(self, run_id: UUID, attempt: int) -> bool:
         with self._using:
-            self._mine(run_id, attempt).free_at = self._clock.now() + self._lease
+            run = self._mine(run_id, attempt)
+            run.free_at = self._clock.now() + self._lease
+            return run.cancel_wanted
+
+    def lease(self, run_id: UUID, attempt: int, *, shared: Sequence[str], exclusive: Sequence[str]) -> UUID | None:
+        with self._using:
+            run = self._mine(run_id, attempt)
+            in_the_way = [
+                other_id
+                for other_id, other in self._runs.items()
+                if other is not run
+                for dataset, alone in other.leases.items()
+                if dataset in exclusive or (dataset in shared and alone)
+            ]
+            if in_the_way:
+                return min(in_the_way)
+            run.leases = dict.fromkeys(shared, False) | run.leases | dict.fromkeys(exclusive, True)
+            return None
 
     def pin(self, run_id: UUID, attempt: int, pins: Sequence[Pin]) -> tuple[Pin, ...]:
         with self._using:
@@ -379,8 +488,36 @@ class MemoryLedger:
     def plan(self, run_id: UUID, attempt: int, plan: Plan) -> Plan:
         with self._using:
             run = self._mine(run_id, attempt)
+            if run.cancel_wanted:
+                raise CancelWanted(f"run {run_id}: a cancel was asked before there was a plan")
             run.plan = run.plan or plan.to_json()
             return parse_json(Plan, run.plan, what="plan")
+
+    def void(self, run_id: UUID, attempt: int, plan_id: UUID) -> None:
+        with self._using:
+            run = self._mine(run_id, attempt)
+            if run.plan is not None and parse_json(Plan, run.plan, what="plan").plan_id == plan_id:
+                run.plan = run.pins = None
+
+    def cancel(self, run_id: UUID) -> Literal["asked", "too late", "over"]:
+        with self._using:
+            run = self._runs.get(run_id)
+            if run is None:
+                raise SpecError(
+                    f"run {run_id}: expected a run that was submitted, got none", hint="runner runs lists them"
+                )
+            if run.manifest is not None:
+                return "over"
+            if run.plan is not None:
+                return "too late"
+            run.cancel_asked_at = run.cancel_asked_at or self._clock.now()
+            if run.state is State.QUEUED:
+                run.free_at = None
+            return "asked"
+
+    def cancel_wanted(self, run_id: UUID) -> bool:
+        with self._using:
+            return run_id in self._runs and self._runs[run_id].cancel_wanted
 
     def release(
         self,
@@ -393,7 +530,8 @@ class MemoryLedger:
     ) -> None:
         with self._using:
             run = self._mine(run_id, attempt)
-            run.state, run.free_at = State.QUEUED, self._clock.now() + timedelta(seconds=wait_s)
+            run.state = State.QUEUED
+            run.free_at = None if run.cancel_wanted else self._clock.now() + timedelta(seconds=wait_s)
             self._end_attempt(run, attempt, outcome, failure)
 
     def attempts(self, run_id: UUID) -> tuple[AttemptRecord, ...]:
@@ -404,6 +542,7 @@ class MemoryLedger:
         with self._using:
             run = self._mine(manifest.run_id, attempt)
             run.state, run.free_at, run.manifest = manifest.state, None, manifest.to_json()
+            run.leases = {}
             self._end_attempt(run, attempt, manifest.state.value, manifest.failure)
 
     def mark_recorded(self, run_id: UUID) -> None:

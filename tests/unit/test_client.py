@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from runner.client import Client
 from runner.model.errors import ConflictError, LogicError, SpecError
 from runner.model.manifest import Pin
 from runner.model.names import log_key, spec_key
-from runner.model.spec import JobSpec, Stage, parse_spec
+from runner.model.spec import JobSpec, Logic, Stage, parse_spec
 from runner.ports import Checkout
 from tests.support.documents import COMMIT, job_spec, manifest_of, output_record, run_id, spec_document
 from tests.support.twins import MemoryLedger, MemoryObjects, MemoryQueue, TestClock
@@ -36,6 +37,26 @@ stages:
     work: {kind: extract, sources: [{name: flights, url: "${portal}/flights.csv"}]}
     outputs: [{dataset: landing/flights, from: flights}]
 """
+THREE_STAGES = b"""
+pipeline_version: 1
+name: marts
+stages:
+  - task: clean
+    stage: transform
+    work: {kind: dbt, steps: [{command: build}]}
+    inputs: [{dataset: staging.flights}]
+    outputs: [{dataset: clean.flights, from: main.flights}]
+  - task: delays
+    stage: transform
+    work: {kind: dbt, steps: [{command: build}]}
+    inputs: [{dataset: clean.flights}, {dataset: staging.planes, as: planes}]
+    outputs: [{dataset: marts.delays, from: main.delays, state: restore}, {dataset: dev_marts.trial, from: main.trial}]
+  - task: worst
+    stage: query
+    work: {kind: query, file: worst.sql}
+    inputs: [{dataset: marts.delays, as: delays}]
+    outputs: [{dataset: exports/worst, format: csv}]
+"""
 
 
 class FakeLogic:
@@ -43,7 +64,14 @@ class FakeLogic:
 
     def __init__(self) -> None:
         self.refs = {"main": COMMIT, "v1": OTHER_COMMIT}
-        self.files = {(COMMIT, "pipelines/flights.yaml"): PIPELINE, (COMMIT, "sub/pipelines/flights.yaml"): PIPELINE}
+        self.files = {
+            (COMMIT, "pipelines/flights.yaml"): PIPELINE,
+            (COMMIT, "sub/pipelines/flights.yaml"): PIPELINE,
+            (COMMIT, "pipelines/marts.yaml"): THREE_STAGES,
+            (OTHER_COMMIT, "pipelines/marts.yaml"): THREE_STAGES,
+        }
+        self.production = {COMMIT}
+        self.asked: list[str] = []
 
     def resolve_ref(self, repo: str, ref: str) -> str:
         commit = ref if len(ref) == 40 else self.refs.get(ref)
@@ -56,8 +84,26 @@ class FakeLogic:
             raise LogicError(f"{repo} at {commit[:12]}: expected {path}, got none")
         return self.files[commit, path]
 
+    def reached(self, repo: str, commit: str, ref: str) -> bool:
+        self.asked.append(commit)
+        if ref not in self.refs:
+            raise LogicError(f"{repo}: expected a branch or tag {ref!r}, got none", hint="RUNNER_PRODUCTION_REF")
+        return ref == "main" and commit in self.production
+
     def checkout(self, repo: str, commit: str, workspace: Path) -> Checkout:
         raise AssertionError("a client runs nothing")
+
+
+class FakeWorkingTrees:
+    """`WorkingTrees` with one tree, whose root or folder `sub` is asked for."""
+
+    def __init__(self) -> None:
+        self.dirty = True
+
+    def commit(self, folder: Path) -> Logic:
+        if folder.name not in ("tree", "sub"):
+            raise LogicError(f"working tree {folder}: expected only files, got a submodule", subject="packages")
+        return Logic(repo=REPO, commit=OTHER_COMMIT, path="sub" if folder.name == "sub" else ".", dirty=self.dirty)
 
 
 class SearchableMemoryLedger(MemoryLedger):
@@ -80,8 +126,10 @@ def client(clock: TestClock) -> Client:
         objects=MemoryObjects(),
         queue=MemoryQueue(clock),
         logic=FakeLogic(),
+        working_trees=FakeWorkingTrees(),
         clock=clock,
         new_run_id=lambda: next(drawn),
+        production_ref="main",
     )
 
 
@@ -229,11 +277,112 @@ def test_a_pipeline_has_the_name_of_its_file(client: Client) -> None:
         client.pipeline_specs("trains", repo=REPO, ref="main", params={})
 
 
+# ---------------------------------------------------------------- development
+
+
+def launched(client: Client, commit: str, **given: Any) -> list[tuple[list[tuple[str, str]], list[str]]]:
+    """For each spec of the pipeline `marts`: its inputs, dataset and alias, and its outputs."""
+    launch = client.launch("marts", client.logic_at(repo=REPO, ref=commit), params={}, **given)
+    return [
+        ([(each.dataset, each.alias) for each in spec.inputs], [each.dataset for each in spec.outputs])
+        for spec in launch.specs
+    ]
+
+
+DEVELOPED = [
+    ([("staging.flights", "staging.flights")], ["dev_clean.flights"]),
+    ([("dev_clean.flights", "clean.flights"), ("staging.planes", "planes")], ["dev_marts.delays", "dev_marts.trial"]),
+    ([("dev_marts.delays", "delays")], ["dev_exports/worst"]),
+]
+
+
+def test_a_commit_that_production_contains_publishes_where_its_pipeline_says(client: Client) -> None:
+    assert launched(client, COMMIT) == [
+        ([("staging.flights", "staging.flights")], ["clean.flights"]),
+        ([("clean.flights", "clean.flights"), ("staging.planes", "planes")], ["marts.delays", "dev_marts.trial"]),
+        ([("marts.delays", "delays")], ["exports/worst"]),
+    ]
+
+
+def test_another_commit_makes_dev_datasets_and_reads_those_that_its_pipeline_makes(client: Client) -> None:
+    """Other inputs are the published ones; each has the name by which the logic knows it; all else is as written."""
+    assert launched(client, OTHER_COMMIT) == DEVELOPED
+    launch = client.launch("marts", client.logic_at(repo=REPO, ref=OTHER_COMMIT), params={})
+    assert launch.development == f"main does not contain {OTHER_COMMIT[:12]}"
+    state = launch.specs[1].outputs[0]
+    assert (state.from_, state.state) == ("main.delays", "restore")
+    assert {spec.logic.dirty for spec in launch.specs} == {False}
+
+
+def test_a_working_tree_is_for_development_even_where_production_contains_it(client: Client) -> None:
+    assert launched(client, COMMIT, development="it is a working tree") == DEVELOPED
+
+
+@pytest.mark.parametrize("dirty", [True, False])
+def test_specs_of_a_working_tree_say_whether_it_was_dirty(client: Client, dirty: bool) -> None:
+    assert isinstance(client.working_trees, FakeWorkingTrees)
+    client.working_trees.dirty = dirty
+    logic = client.logic_in(Path("tree"))
+    launch = client.launch("marts", logic, params={}, development="it is a working tree")
+    assert {spec.logic for spec in launch.specs} == {Logic(repo=REPO, commit=OTHER_COMMIT, dirty=dirty)}
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "found"),
+    [("tree", ".", "."), ("sub", ".", "sub"), ("tree", "a/b", "a/b"), ("sub", "a", "sub/a")],
+)
+def test_a_folder_of_a_working_tree_is_where_the_logic_is(client: Client, folder: str, path: str, found: str) -> None:
+    assert client.logic_in(Path(folder), path=path).path == found
+
+
+def test_a_working_tree_that_cannot_be_a_commit_is_a_fault_of_the_request(client: Client) -> None:
+    with pytest.raises(SpecError, match="expected only files, got a submodule"):
+        client.logic_in(Path("elsewhere"))
+
+
+def test_a_dataset_that_is_there_under_its_dev_name_already_is_not_written_twice(client: Client) -> None:
+    assert isinstance(client.logic, FakeLogic)
+    clash = THREE_STAGES.replace(b"dataset: exports/worst", b"dataset: dev_marts.delays").replace(b"format: csv", b"")
+    client.logic.files[OTHER_COMMIT, "pipelines/marts.yaml"] = clash
+    with pytest.raises(SpecError, match=r"one writer of 'dev_marts\.delays', got 'marts\.delays' under"):
+        launched(client, OTHER_COMMIT)
+
+
+def test_a_spec_that_the_worker_would_refuse_is_refused_at_the_door(client: Client) -> None:
+    spec = job_spec(logic={"repo": REPO, "commit": OTHER_COMMIT})
+    with pytest.raises(SpecError) as refused:
+        client.require_production(spec)
+    assert refused.value.message == (
+        f"outputs: expected dev_ datasets only, as main does not contain {OTHER_COMMIT[:12]}, got 'marts.delays'"
+    )
+    assert refused.value.hint == "name it 'dev_marts.delays', or merge the commit into main first"
+
+
+@pytest.mark.parametrize(
+    ("commit", "given"),
+    [
+        (COMMIT, {}),
+        (OTHER_COMMIT, {"outputs": [{"dataset": "dev_marts.delays", "from": "main.delays"}]}),
+        (OTHER_COMMIT, {"rerun": {"of": str(run_id(1)), "effect": str(run_id(1))}}),
+    ],
+)
+def test_a_spec_that_the_worker_would_take_passes(client: Client, commit: str, given: dict[str, Any]) -> None:
+    assert isinstance(client.logic, FakeLogic)
+    client.require_production(job_spec(logic={"repo": REPO, "commit": commit}, **given))
+    assert client.logic.asked == ([] if given else [COMMIT]), "nobody is asked where it does not matter"
+
+
+def test_a_production_ref_that_is_missing_is_a_fault_of_the_request(client: Client) -> None:
+    with pytest.raises(SpecError, match="expected a branch or tag 'live', got none") as refused:
+        launched(replace(client, production_ref="live"), OTHER_COMMIT)
+    assert refused.value.hint == "RUNNER_PRODUCTION_REF"
+
+
 # ---------------------------------------------------------------- reruns
 
 
-def rerun_of(client: Client, first: JobSpec, *, publish: bool = False, latest_inputs: bool = False) -> JobSpec:
-    return client.rerun(first.run_id, publish=publish, latest_inputs=latest_inputs)
+def rerun_of(client: Client, first: JobSpec, **how: bool) -> JobSpec:
+    return client.rerun(first.run_id, **how)
 
 
 @pytest.fixture
@@ -261,6 +410,59 @@ def test_a_rerun_reads_the_newest_or_publishes_only_if_told_to(client: Client, e
     again = rerun_of(client, ended, publish=True, latest_inputs=True)
     assert [each.snapshot for each in again.inputs] == [None, None]
     assert not again.publishes_to_branch
+
+
+def state_of(client: Client, snapshot: str | None, **how: bool) -> list[str | None]:
+    """What a rerun begins from: one run with a restored output, a merged one, and one that has no state."""
+    outputs = [
+        {"dataset": "marts.delays", "from": "main.delays", "state": "restore"},
+        {"dataset": "marts.planes", "from": "main.planes", "mode": "merge", "key": ["id"], "snapshot": "3"},
+        {"dataset": "marts.routes", "from": "main.routes"},
+    ]
+    spec = client.submit(job_spec(outputs=outputs))
+    pins = [
+        Pin(as_=f"state:marts.{name}", dataset=f"marts.{name}", snapshot=snapshot, metadata="", state=True)
+        for name in ("delays", "planes")
+        if snapshot is not None
+    ]
+    end(client, spec, pins=tuple(pins))
+    return [each.snapshot for each in rerun_of(client, spec, **how).outputs]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "how", "again"),
+    [
+        ("7", {}, ["7", "7", None]),
+        ("none", {}, ["none", "none", None]),
+        ("7", {"publish": True}, ["7", "7", None]),
+        ("7", {"latest_inputs": True}, [None, None, None]),
+        (None, {}, [None, "3", None]),
+    ],
+)
+def test_a_rerun_begins_from_the_state_that_the_run_began_from(
+    client: Client, snapshot: str | None, how: dict[str, bool], again: list[str | None]
+) -> None:
+    """A run that ended before it had pins is repeated as it was asked for."""
+    assert state_of(client, snapshot, **how) == again
+
+
+def test_a_rerun_runs_productions_branch_as_it_is_now_only_if_told_to(client: Client) -> None:
+    dirty = {"repo": REPO, "commit": OTHER_COMMIT, "path": "sub", "dirty": True}
+    spec = client.submit(job_spec(logic=dirty, outputs=[{"dataset": "dev_marts.delays", "from": "main.delays"}]))
+    end(client, spec)
+    assert rerun_of(client, spec).logic == spec.logic
+    latest = rerun_of(client, spec, latest_logic=True)
+    assert latest.logic == Logic(repo=REPO, commit=COMMIT, path="sub", dirty=False)
+    assert latest.publishes_to_branch
+    assert [each.dataset for each in latest.outputs] == ["dev_marts.delays"]
+
+
+def test_the_latest_logic_of_a_repository_that_is_gone_is_a_fault_of_the_request(client: Client) -> None:
+    spec = client.submit(job_spec(logic={"repo": f"{REPO}/gone", "commit": COMMIT}))
+    end(client, spec)
+    assert rerun_of(client, spec).logic == spec.logic
+    with pytest.raises(SpecError, match="expected a branch, tag or commit, got 'main'"):
+        rerun_of(client, spec, latest_logic=True)
 
 
 def test_a_rerun_of_a_rerun_has_the_effect_of_the_first_run(client: Client, ended: JobSpec) -> None:

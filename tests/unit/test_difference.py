@@ -8,8 +8,15 @@ from runner.model.manifest import Column, Fingerprint, Manifest, Pin, State
 from tests.support.documents import job_spec, manifest_of, output_record
 
 
-def fingerprint(digest: str, engine: str = "duckdb 1.5.5") -> Fingerprint:
-    return Fingerprint(rows=3, hash=digest, engine=engine)
+def fingerprint(digest: str, engine: str = "duckdb 1.5.5", **columns: str) -> Fingerprint:
+    return Fingerprint(rows=3, hash=digest, engine=engine, columns=columns)
+
+
+def of(*fingerprints: Fingerprint) -> dict[str, tuple[str | None, str | None]]:
+    """The facts that differ between two runs that made the same tables with these fingerprints."""
+    spec = job_spec()
+    left, right = (manifest_of(output_record("marts.delays", fingerprint=each), spec=spec) for each in fingerprints)
+    return {each.fact: (each.left, each.right) for each in differences(left, right)}
 
 
 def test_a_run_does_not_differ_from_itself() -> None:
@@ -70,3 +77,28 @@ def test_fingerprints_of_two_engines_are_not_the_same() -> None:
         for engine in ("duckdb 1.5.5", "duckdb 1.6.0")
     )
     assert not same_outputs(left, right)
+
+
+def test_columns_that_hold_other_values_are_named() -> None:
+    then = fingerprint("a", carrier="1" * 16, late="2" * 16, gone="3" * 16)
+    now = fingerprint("b", carrier="1" * 16, late="4" * 16, new="5" * 16)
+    assert of(then, now) == {
+        "output marts.delays fingerprint": ("a by duckdb 1.5.5", "b by duckdb 1.5.5"),
+        "output marts.delays values of late": ("2" * 16, "4" * 16),
+    }
+
+
+def test_columns_are_not_held_against_each_other_where_engines_differ_or_one_has_none_on_record() -> None:
+    then = fingerprint("a", late="1")
+    for now in (fingerprint("b", "duckdb 1.6.0", late="2"), fingerprint("b")):
+        assert [fact for fact in of(then, now) if "values of" in fact] == []
+
+
+def test_that_one_was_made_of_a_dirty_working_tree_is_a_difference() -> None:
+    logic = {"repo": "https://git.example.org/logic.git", "commit": f"{1:040x}"}
+    outputs = [{"dataset": "dev_marts.delays", "from": "main.delays"}]
+    clean, dirty = (
+        manifest_of(spec=job_spec(run_id=f"{number:032x}", logic={**logic, "dirty": bool(number)}, outputs=outputs))
+        for number in (0, 1)
+    )
+    assert differences(clean, dirty) == [Difference(fact="logic dirty", left="no", right="yes")]

@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from runner.adapters.git_logic import archive_key
+from runner.adapters.git_objects import archive_key, production_key
 from runner.config import Settings
 from runner.model import names
 from runner.model.errors import Category, Failure, SpecError
@@ -38,7 +38,7 @@ from runner.model.strict import Strict, parse_json
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-RUN = UUID(int=7)
+RUN, EFFECT, PLAN = UUID(int=7), UUID(int=8), UUID(int=9)
 
 
 def page(name: str) -> str:
@@ -87,7 +87,8 @@ def test_no_page_names_a_variable_that_is_no_setting() -> None:
 def test_each_default_is_the_one_in_force() -> None:
     for variable, default, *_ in rows(section("configuration.md", "## Settings")):
         value = settings()[variable]
-        assert default == {None: "not set", (): "none"}.get(value, str(value)), variable  # type: ignore[call-overload]
+        listed = ", ".join(value) or "none" if isinstance(value, tuple) else str(value)
+        assert default == ("not set" if value is None else listed), variable
 
 
 @pytest.mark.parametrize("row", list(rows(section("configuration.md", "## Hosts that extract may talk to"))), ids=str)
@@ -155,7 +156,9 @@ def test_the_written_spec_becomes_the_stored_one_by_what_submit_fills_in() -> No
 
 def test_each_field_of_a_spec_is_in_the_table() -> None:
     told = " ".join(row[0] for row in rows(section("spec-and-manifest.md", "## The job spec")))
-    assert set(json.loads(stored_spec().to_json())) - set(re.findall(r"[a-z_]+", told)) == set()
+    document = json.loads(stored_spec().to_json())
+    fields = set(document) | set(document["outputs"][0]) | set(document["resources"]) | set(document["logic"])
+    assert fields - set(re.findall(r"[a-z_]+", told)) == set()
 
 
 @pytest.mark.parametrize("model", [ExtractWork, Source, LoadWork, CsvFormat, DbtWork, DbtStep, QueryWork])
@@ -192,15 +195,25 @@ def test_the_keys_are_those_that_the_code_makes() -> None:
     made = {
         names.spec_key(RUN),
         names.manifest_key(RUN),
+        names.artifacts_prefix(RUN, PLAN) + "…",
         names.log_key(RUN, 3).replace(".3.", ".<attempt>."),
         names.table_prefix("namespace.table") + "metadata/…",
-        names.data_prefix("namespace.table", RUN, 3, at) + "…",
-        names.data_prefix("layer/name", RUN, 3, at) + "…",
+        *(
+            names.data_prefix(dataset, effect=EFFECT, run_id=RUN, attempt=3, plan_id=PLAN, written_at=at) + "…"
+            for dataset in ("namespace.table", "layer/name")
+        ),
         names.snapshots_prefix("layer/name") + "<version, 8 digits>.json",
         names.snapshots_prefix("layer/name") + names.rerun_branch(RUN).replace(RUN.hex, "<run id>") + ".json",
-        re.sub(r"[0-9a-f]{16}", "<hash of the repository's address>", archive_key("https://x", "<commit>")),
+        *(
+            re.sub(r"[0-9a-f]{16}", "<hash of the repository's address>", key)
+            for key in (archive_key("https://x", "<commit>"), production_key("https://x", "<commit>", "<ref>"))
+        ),
+        names.package_archive_key("<sha256>"),
+        names.hub_package_key("<namespace>/<name>", "<version>"),
+        re.sub(r"[0-9a-f]{64}", "<sha256 of the address>", names.tarball_package_key("https://x")),
     }
     shown = {"namespace/table": "<namespace>/<table>", "layer/name": "<layer>/<name>", str(RUN): "<run_id>"}
+    shown |= {str(EFFECT): "<effect>", str(PLAN): "<plan_id>"}
     shown |= {"/3/": "/<attempt>/", "2026-11-21": "<date>"}
     for plain, named in shown.items():
         made = {key.replace(plain, named) for key in made}

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "runner"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "terminal", "doctor"}),
     frozenset({"app", "embedded", "sequence"}),
-    frozenset({"worker", "client", "adapters"}),
+    frozenset({"worker", "client", "rebuild", "adapters"}),
     frozenset({"flow", "sandbox"}),
     frozenset({"engines", "ports", "config", "log", "clock"}),
     frozenset({"model"}),
@@ -41,22 +41,29 @@ APART = {
 
 SHARED_ROOMS = {
     "runner.adapters.aws": "how boto3's clients are made, and its errors translated",
+    "runner.adapters.git_objects": "how git is run, what may be in a commit, and where commits are kept",
+    "runner.adapters.iceberg_commit": "one snapshot of an Iceberg table, for the adapter of tables",
+    "runner.adapters.iceberg_files": "what Iceberg is to know of a file, for the adapter of tables",
     "runner.adapters.http_network": "the transport that lets no request out to a host that is not allowed",
 }
 """What lies among the adapters and is none: others may import it."""
+
+_ICEBERG = frozenset(
+    {"runner.adapters.iceberg_tables", "runner.adapters.iceberg_commit", "runner.adapters.iceberg_files"}
+)
 
 HOMES: dict[str, frozenset[str]] = {
     "boto3": frozenset({"runner.adapters"}),
     "botocore": frozenset({"runner.adapters"}),
     "psycopg": frozenset({"runner.adapters.pg_ledger"}),
-    "pyiceberg": frozenset({"runner.adapters.iceberg_tables"}),
+    "pyiceberg": _ICEBERG,
     "sqlalchemy": frozenset({"runner.adapters.iceberg_tables"}),
     "httpx": frozenset({"runner.adapters.http_source", "runner.adapters.http_network"}),
     "httpcore": frozenset({"runner.adapters.http_source", "runner.adapters.http_network"}),
     "stamina": frozenset({"runner.adapters.http_source"}),
     "duckdb": frozenset({"runner.engines"}),
     "fsspec": frozenset({"runner.engines"}),
-    "pyarrow": frozenset({"runner.engines", "runner.adapters.iceberg_tables"}),
+    "pyarrow": _ICEBERG | {"runner.engines"},
     "dbt": frozenset({"runner.engines.dbt", "runner.engines.dbt_plugin"}),
     "dbt_artifacts_parser": frozenset({"runner.engines.dbt"}),
     "jsonschema": frozenset({"runner.engines.contract"}),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.model.lineage import Edge, LineageNode, closure, edges, mermaid, tree
+from runner.terminal import lineage_tree
 from tests.support.documents import COMMIT, DECIDED_AT, input_record, manifest_of, output_record, run_id
 
 
@@ -31,8 +32,17 @@ def edge(output: str, made_of: str | None, *, number: int = 1, claimed: bool | N
 
 
 def drawn(node: LineageNode) -> Any:
+    """Each name with what is drawn below it; one whose rest is drawn elsewhere or nowhere says so."""
     name = f"{node.dataset}@{node.snapshot}" if node.snapshot else node.dataset
-    return {name: [drawn(child) for child in node.children]}
+    return {name: [drawn(child) for child in node.children] if node.below == "here" else node.below}
+
+
+def size(node: LineageNode) -> int:
+    waiting, count = [node], 0
+    while waiting:
+        waiting.extend(waiting.pop().children)
+        count += 1
+    return count
 
 
 def ends(manifest_edges: list[Edge]) -> list[tuple[str, str | None, bool | None]]:
@@ -188,21 +198,74 @@ WALK = [
 ]
 
 
-def test_a_tree_goes_down_to_the_sources() -> None:
+def test_a_tree_goes_down_to_the_sources_and_draws_what_it_meets_again_once() -> None:
     source: Any = {"landing/p@1": [{"https://portal.example.org/p.csv@abc": []}]}
-    assert drawn(tree(WALK, "marts.a", "3", direction="upstream")) == {
-        "marts.a@3": [{"staging.x@2": [source]}, {"staging.y@2": [source]}]
+    assert drawn(tree(WALK, "marts.a", "3", direction="upstream").root) == {
+        "marts.a@3": [{"staging.x@2": [source]}, {"staging.y@2": [{"landing/p@1": "elsewhere"}]}]
     }
 
 
 def test_a_tree_the_other_way_goes_up_to_what_was_made() -> None:
-    assert drawn(tree(WALK, "landing/p", "1", direction="downstream")) == {
-        "landing/p@1": [{"staging.x@2": [{"marts.a@3": []}]}, {"staging.y@2": [{"marts.a@3": []}]}]
+    mart: Any = {"marts.a@3": []}
+    assert drawn(tree(WALK, "landing/p", "1", direction="downstream").root) == {
+        "landing/p@1": [{"staging.x@2": [mart]}, {"staging.y@2": [mart]}]
     }
 
 
+def test_a_source_that_is_met_again_hides_nothing_and_does_not_say_so() -> None:
+    assert drawn(
+        tree(
+            [edge("a.b@1", "src"), edge("a.b@1", "a.c@1"), edge("a.c@1", "src")], "a.b", "1", direction="upstream"
+        ).root
+    ) == {"a.b@1": [{"src": []}, {"a.c@1": [{"src": []}]}]}
+
+
+def test_what_is_met_again_is_drawn_where_it_is_nearest_to_the_root() -> None:
+    longer_way_first = [
+        edge("a.top@1", "a.long@1"),
+        edge("a.top@1", "a.shared@1"),
+        edge("a.long@1", "a.shared@1"),
+        edge("a.shared@1", "a.source@1"),
+    ]
+    assert drawn(tree(longer_way_first, "a.top", "1", direction="upstream").root) == {
+        "a.top@1": [{"a.long@1": [{"a.shared@1": "elsewhere"}]}, {"a.shared@1": [{"a.source@1": []}]}]
+    }
+
+
+def test_a_tree_ends_at_its_depth_and_counts_what_is_farther_away() -> None:
+    found = tree(WALK, "marts.a", "3", direction="upstream", depth=1)
+    assert drawn(found.root) == {"marts.a@3": [{"staging.x@2": "deeper"}, {"staging.y@2": "deeper"}]}
+    assert found.hidden == 2
+
+
+@pytest.mark.parametrize("depth", [3, 4, None])
+def test_a_tree_that_is_shallower_than_its_depth_hides_nothing(depth: int | None) -> None:
+    found = tree(WALK, "marts.a", "3", direction="upstream", depth=depth)
+    assert (found.hidden, size(found.root)) == (0, 6)
+
+
+def test_layers_of_diamonds_are_drawn_with_a_node_for_each_edge() -> None:
+    """Drawn in both places each time, 60 layers of them would be 2 to the 60 nodes."""
+    layers = [
+        edge(f"l{layer}.{side}@1", f"l{layer - 1}.{other}@1")
+        for layer in range(1, 60)
+        for side in "ab"
+        for other in "ab"
+    ]
+    found = tree(layers, "l59.a", "1", direction="upstream")
+    assert size(found.root) == 1 + len(layers) - 2  # the other side of the top is not above itself
+
+
+def test_a_chain_of_thousands_is_no_recursion() -> None:
+    chain = [edge(f"a.a@{number}", f"a.a@{number - 1}") for number in range(1, 15_000)]
+    found = tree(chain, "a.a", "14999", direction="upstream")
+    assert (size(found.root), found.hidden) == (15_000, 0)
+    shown = tree(chain, "a.a", "14999", direction="upstream", depth=20)
+    assert (size(shown.root), shown.hidden) == (21, 14_979)
+
+
 def test_a_node_knows_the_run_that_made_it() -> None:
-    root = tree(WALK, "marts.a", "3", direction="upstream")
+    root = tree(WALK, "marts.a", "3", direction="upstream").root
     assert root.made_by is not None
     assert root.made_by.run_id == run_id(3)
     source = root.children[0].children[0].children[0]
@@ -210,28 +273,119 @@ def test_a_node_knows_the_run_that_made_it() -> None:
 
 
 def test_a_dataset_that_nothing_is_known_of_is_a_tree_of_one() -> None:
-    assert drawn(tree([], "marts.a", "3", direction="upstream")) == {"marts.a@3": []}
+    assert drawn(tree([], "marts.a", "3", direction="upstream").root) == {"marts.a@3": []}
 
 
 def test_an_output_made_of_nothing_has_no_child() -> None:
-    root = tree([edge("marts.calendar@1", None)], "marts.calendar", "1", direction="upstream")
+    root = tree([edge("marts.calendar@1", None)], "marts.calendar", "1", direction="upstream").root
     assert root.made_by is not None
     assert root.children == ()
 
 
 def test_a_step_that_is_told_twice_is_drawn_once() -> None:
-    assert drawn(tree([WALK[2], WALK[2]], "staging.x", "2", direction="upstream")) == {
+    assert drawn(tree([WALK[2], WALK[2]], "staging.x", "2", direction="upstream").root) == {
         "staging.x@2": [{"landing/p@1": []}]
     }
 
 
 def test_a_cycle_ends_where_it_closes() -> None:
     circle = [edge("a.a@1", "a.b@1"), edge("a.b@1", "a.a@1")]
-    assert drawn(tree(circle, "a.a", "1", direction="upstream")) == {"a.a@1": [{"a.b@1": [{"a.a@1": []}]}]}
+    assert drawn(tree(circle, "a.a", "1", direction="upstream").root) == {
+        "a.a@1": [{"a.b@1": [{"a.a@1": "elsewhere"}]}]
+    }
+
+
+def test_what_is_made_of_itself_ends_there() -> None:
+    assert drawn(tree([edge("a.a@1", "a.a@1")], "a.a", "1", direction="upstream").root) == {
+        "a.a@1": [{"a.a@1": "elsewhere"}]
+    }
 
 
 def test_another_snapshot_of_the_same_dataset_is_another_node() -> None:
-    assert drawn(tree([edge("a.a@2", "a.a@1")], "a.a", "2", direction="upstream")) == {"a.a@2": [{"a.a@1": []}]}
+    assert drawn(tree([edge("a.a@2", "a.a@1")], "a.a", "2", direction="upstream").root) == {"a.a@2": [{"a.a@1": []}]}
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=40),
+    st.none() | st.integers(1, 6),
+    st.sampled_from(["upstream", "downstream"]),
+)
+def test_every_snapshot_is_drawn_once_in_full_or_is_counted(
+    pairs: list[tuple[int, int]], depth: int | None, direction: Literal["upstream", "downstream"]
+) -> None:
+    found = tree(
+        [edge(f"n{one}@1", f"n{other}@1") for one, other in pairs], "n0", "1", direction=direction, depth=depth
+    )
+    graph: dict[str, list[str]] = {}
+    for one, other in pairs:
+        start, end = (one, other) if direction == "upstream" else (other, one)
+        graph.setdefault(f"n{start}", []).append(f"n{end}")
+    waiting, in_full = [found.root], list[str]()
+    while waiting:
+        node = waiting.pop()
+        waiting.extend(node.children)
+        assert {child.dataset for child in node.children} == (
+            set(graph.get(node.dataset, ())) if node.below == "here" else set()
+        )
+        if node.below != "elsewhere" and (node.below == "deeper" or graph.get(node.dataset)):
+            in_full.append(node.dataset)
+    reached = {name for name in closure(graph, "n0") if graph.get(name)}
+    assert len(set(in_full)) == len(in_full)
+    assert set(in_full) <= reached
+    assert found.hidden >= len(reached) - len(in_full)
+    if found.hidden == 0:
+        assert set(in_full) == reached
+
+
+# ---------------------------------------------------------------- as it is printed
+
+
+def printed(capsys: pytest.CaptureFixture[str], *found: Edge, root: str, depth: int | None = None) -> list[str]:
+    dataset, _, snapshot = root.partition("@")
+    lineage_tree(tree(found, dataset, snapshot, direction="upstream", depth=depth))
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_tree_is_printed_a_line_a_snapshot_and_says_where_the_rest_is(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, *WALK, root="marts.a@3")
+    assert [line.split("  3 rows")[0] for line in lines] == [
+        "marts.a @3",
+        "├── staging.x @2",
+        "│   └── landing/p @1",
+        "│       └── https://portal.example.org/p.csv @abc",
+        "└── staging.y @2",
+        "    └── landing/p @1",
+    ]
+    assert [line.endswith("  … as above") for line in lines] == [False, False, False, False, False, True]
+
+
+def test_what_is_drawn_further_down_is_said_to_be_below(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(
+        capsys,
+        edge("a.top@1", "a.long@1"),
+        edge("a.top@1", "a.shared@1"),
+        edge("a.long@1", "a.shared@1"),
+        edge("a.shared@1", "a.source@1"),
+        root="a.top@1",
+    )
+    assert lines[2].startswith("│   └── a.shared @1")
+    assert lines[2].endswith("… as below")
+
+
+def test_what_is_too_far_away_to_be_printed_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, *WALK, root="marts.a@3", depth=1)
+    assert len(lines) == 4
+    assert [line.endswith("  …") for line in lines] == [False, True, True, False]
+    assert lines[3] == "… and 2 more, which are farther away: --depth, or --format json for all"
+
+
+def test_a_name_of_a_hostile_portal_is_printed_without_its_control_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lines = printed(capsys, edge("a.a@1", "https://x/\x1b[2J[red]"), root="a.a@1")
+    assert len(lines) == 2
+    assert "https://x/\\x1b[2J[red]" in lines[1]
 
 
 # ---------------------------------------------------------------- mermaid

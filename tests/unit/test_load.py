@@ -6,140 +6,29 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.engines import load, records
+from runner.engines.contract import Contract, ContractColumn
+from runner.engines.decoding import Utf8Stream
+from runner.engines.drift import Layout
 from runner.model.errors import DataError, SchemaError, SpecError
-from runner.model.manifest import Pin
-from runner.model.messages import EngineResult, FieldIds, Job, JobInput, JobOutput
-from runner.model.spec import CsvFormat, JsonLinesFormat, LoadWork, Output, ParquetFormat, Resources, SourceFormat
+from runner.model.messages import FieldIds
+from runner.model.spec import Compression, CsvFormat, SourceFormat
 from tests.support.engine_inputs import LocalInputs
+from tests.support.loads import CSV, FOLDER, JSON_LINES, KEY, PARQUET, TRIPS, Place, column
 
-CSV = CsvFormat(type="csv")
-JSON_LINES = JsonLinesFormat(type="jsonl")
-PARQUET = ParquetFormat(type="parquet")
-FOLDER = "s3://lake/landing/portal/trips/ingested_on=2026-11-21/"
-LOGICAL = {
-    "VARCHAR": "string",
-    "INTEGER": "integer",
-    "BIGINT": "integer",
-    "DOUBLE": "number",
-    "BOOLEAN": "boolean",
-    "DATE": "date",
-}
-
-
-def column(name: str, physical: str = "VARCHAR", **more: Any) -> dict[str, Any]:
-    logical = "timestamp" if physical.startswith("TIMESTAMP") else LOGICAL.get(physical, "number")
-    return {"name": name, "logicalType": logical, "physicalType": physical, **more}
-
-
-KEY = column("id", "INTEGER", primaryKey=True)
-TRIPS = (KEY, column("city", required=True), column("km", "DECIMAL(6,2)"))
-
-
-@dataclass(frozen=True)
-class Loaded:
-    result: EngineResult
-    inputs: LocalInputs
-    out: Path
-
-    @property
-    def good(self) -> list[tuple[Any, ...]]:
-        return self._rows(0)
-
-    @property
-    def bad(self) -> list[tuple[int, list[str], str | None]]:
-        """Line, rules and text of each row in quarantine."""
-        return [(row[1], row[2], row[3]) for row in self._rows(1)]
-
-    @property
-    def bad_values(self) -> list[tuple[Any, ...]]:
-        return [row[4:] for row in self._rows(1)]
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        counts = self.result.counts
-        assert sorted(counts) == ["rows_loaded", "rows_quarantined", "rows_read"]
-        return counts["rows_read"], counts["rows_loaded"], counts["rows_quarantined"]
-
-    @property
-    def broken(self) -> dict[str, int | None]:
-        return {step.name: step.rows for step in self.result.steps if step.rows}
-
-    def _rows(self, output: int) -> list[tuple[Any, ...]]:
-        (file,) = self.result.outputs[output].files
-        with duckdb.connect(config={"threads": 1}) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            return connection.execute(f"FROM read_parquet('{self.out / file.path}')").fetchall()
-
-
-class Place:
-    """A folder in which jobs are made and run."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._jobs = 0
-
-    def job(
-        self,
-        files: dict[str, bytes],
-        columns: Sequence[dict[str, Any]] = TRIPS,
-        *,
-        format: SourceFormat = CSV,
-        max_bad_fraction: float = 1.0,
-        contract: str = "contracts/trips.odcs.yaml",
-        field_ids: dict[str, FieldIds] | None = None,
-        cpu: int = 1024,
-        memory_mib: int = 1024,
-    ) -> tuple[Job, LocalInputs]:
-        self._jobs += 1
-        here = self._path / str(self._jobs)
-        (here / "logic" / "contracts").mkdir(parents=True)
-        (here / "scratch").mkdir()
-        head = {"apiVersion": "v3.1.0", "kind": "DataContract", "id": "trips", "version": "1", "status": "active"}
-        stated = {**head, "schema": [{"name": "trips", "properties": list(columns)}]}
-        (here / "logic" / "contracts" / "trips.odcs.yaml").write_text(yaml.safe_dump(stated))
-        for name, content in files.items():
-            (here / name).write_bytes(content)
-        pin = Pin(as_="trips", dataset="landing/portal/trips", snapshot="1", metadata=f"{FOLDER}1.json")
-        job = Job(
-            work=LoadWork(kind="load", contract=contract, format=format, max_bad_fraction=max_bad_fraction),
-            inputs=(JobInput(pin=pin, files=tuple(FOLDER + name for name in files)),),
-            outputs=(
-                JobOutput(
-                    output=Output(dataset="staging.trips"),
-                    field_ids=field_ids or {},
-                    last_field_id=max((each.id for each in (field_ids or {}).values()), default=0),
-                ),
-            ),
-            workspace=str(here / "logic"),
-            scratch=str(here / "scratch"),
-            resources=Resources(cpu=cpu, memory_mib=memory_mib),
-        )
-        return job, LocalInputs({FOLDER + name: here / name for name in files})
-
-    def load(
-        self, content: bytes | str | dict[str, bytes], columns: Sequence[dict[str, Any]] = TRIPS, **more: Any
-    ) -> Loaded:
-        if isinstance(content, str):
-            content = content.encode()
-        job, inputs = self.job({"a": content} if isinstance(content, bytes) else content, columns, **more)
-        return Loaded(load.run(job, inputs), inputs, Path(job.scratch) / "out")
+# mtime=0: the time would be part of a test's parameter, and pytest-xdist wants the same ones in each of its workers.
+PACKED = gzip.compress(b"id,city,km\n1,Bonn,1\n" * 500, mtime=0)
 
 
 @pytest.fixture
@@ -362,22 +251,35 @@ def test_nulls_and_delimiter_are_the_works(place: Place) -> None:
     assert (loaded.good, loaded.broken) == ([(2, "NA", 2)], {"type(km: INTEGER)": 1})
 
 
-def test_compressed_files_are_read_by_their_extension(place: Place) -> None:
+def test_packed_files_are_known_by_their_first_bytes_whatever_their_names(place: Place) -> None:
     plain = b"id,city,km\n1,Bonn,1\n"
     zstd = pa.compress(plain.replace(b"1", b"2"), codec="zstd", asbytes=True)
-    loaded = place.load({"a.csv.gz": gzip.compress(plain), "b.csv.zst": zstd})
-    assert [row[0] for row in loaded.good] == [1, 2]
+    two = gzip.compress(plain.replace(b"1", b"3")) + gzip.compress(b"4,Kiel,1\n")
+    loaded = place.load({"a.csv": gzip.compress(plain), "b.csv": zstd, "c.csv": two, "d.gz": plain.replace(b"1", b"5")})
+    assert [row[0] for row in loaded.good] == [1, 2, 3, 4, 5]
+    lines = pa.compress(b'{"id": 1, "city": "Bonn"}\n', codec="zstd", asbytes=True)
+    assert place.load(lines, format=JSON_LINES).counts == (1, 1, 0)
 
 
 @pytest.mark.parametrize(
-    "content",
-    # mtime=0: the time would be part of the parameter, and pytest-xdist wants the same ones in each of its workers.
-    [gzip.compress(b"id,city,km\n1,Bonn,1\n" * 500, mtime=0)[:-9], b"id,city,km\n1,Bonn,1\n"],
-    ids=["cut", "not packed"],
+    ("compression", "content"),
+    [
+        ("auto", PACKED[:-9]),
+        ("gzip", PACKED[: len(PACKED) // 2]),
+        ("gzip", b"id,city,km\n1,Bonn,1\n"),
+        ("zstd", PACKED),
+    ],
+    ids=["cut", "cut in half", "not packed", "packed otherwise"],
 )
-def test_a_compressed_file_that_is_damaged_is_no_data(place: Place, content: bytes) -> None:
-    with pytest.raises(DataError, match=rf"^{FOLDER}a.csv.gz: expected a gzip file, got "):
-        place.load({"a.csv.gz": content})
+def test_a_packed_file_that_is_damaged_is_no_data(place: Place, compression: Compression, content: bytes) -> None:
+    codec = "zstd" if compression == "zstd" else "gzip"
+    with pytest.raises(DataError, match=rf"^{FOLDER}a.csv: expected a {codec} file, got "):
+        place.load({"a.csv": content}, format=CsvFormat(type="csv", compression=compression))
+
+
+def test_compression_none_takes_the_bytes_as_they_are(place: Place) -> None:
+    with pytest.raises(SchemaError, match=r"got one that is malformed\(encoding\)$|got no CSV"):
+        place.load(PACKED, format=CsvFormat(type="csv", compression="none"))
 
 
 def test_a_file_that_the_broker_refuses_is_its_error(place: Place) -> None:
@@ -453,7 +355,7 @@ def test_names_may_be_awkward(place: Place) -> None:
 
 
 def lines(content: bytes, name: str = "a") -> records.Lines:
-    return records.Lines(io.BytesIO(content), name)
+    return records.Lines(Utf8Stream(io.BytesIO(content), name, "auto", "utf-8"), "utf-8")
 
 
 # --- JSON Lines --------------------------------------------------------------------------------------------------
@@ -512,7 +414,9 @@ def test_json_that_is_no_row_goes_to_quarantine_as_it_came(place: Place) -> None
 @pytest.mark.parametrize("depth", range(300, 1500, 100))
 def test_nesting_of_any_depth_is_one_bad_row(depth: int) -> None:
     line = f'{{"id": {"[" * depth}{"]" * depth}}}'
-    ((_, _, found, _, _),) = records.read_json_lines(lines(line.encode()), {"id": "type(id: INTEGER)"})
+    contract = Contract(table="t", columns=(ContractColumn(name="id", type="INTEGER", required=False),))
+    rows = records.JsonRows(Layout(contract, "c"), ["type(id: INTEGER)"], "a")
+    ((_, _, found, _, _),) = records.read_json_lines(lines(line.encode()), rows)
     assert found in (["type(id: INTEGER)"], ["malformed(syntax)"])
 
 

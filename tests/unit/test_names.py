@@ -17,6 +17,9 @@ from runner.model.names import (
     RelationName,
     RelativePath,
     data_prefix,
+    dev_of,
+    effect_prefix,
+    is_dev,
     is_table,
     log_key,
     manifest_key,
@@ -135,10 +138,29 @@ def test_no_two_reruns_share_a_branch(one: UUID, other: UUID) -> None:
     assert (rerun_branch(one) == rerun_branch(other)) is (one == other)
 
 
-def test_an_attempts_files_have_a_folder_that_says_whose_they_are() -> None:
-    one = "00000000-0000-0000-0000-000000000001"
-    assert data_prefix("staging.flights", run_id(1), 2, WRITTEN_AT) == f"tables/staging/flights/data/{one}/2/"
-    assert data_prefix("landing/a", run_id(1), 2, WRITTEN_AT) == f"landing/a/ingested_on=2026-01-02/{one}/2/"
+def folder(
+    dataset: str, run: UUID, attempt: int = 1, plan: UUID | None = None, *, effect: UUID | None = None,
+    at: datetime = WRITTEN_AT,
+) -> str:  # fmt: skip
+    """Where a plan's files go; by default of a run that repeats none."""
+    return data_prefix(
+        dataset, effect=effect or run, run_id=run, attempt=attempt, plan_id=plan or run_id(99), written_at=at
+    )
+
+
+def test_a_plans_files_have_a_folder_that_says_whose_they_are() -> None:
+    one, nine, plan = run_id(1), run_id(9), run_id(5)
+    table = folder("staging.flights", one, 2, plan, effect=nine)
+    assert table == f"tables/staging/flights/data/{nine}/{one}/2/{plan}/"
+    assert folder("landing/a", one, 2, plan) == f"landing/a/ingested_on=2026-01-02/{one}/2/{plan}/"
+
+
+def test_what_an_effect_has_written_to_a_table_lies_together() -> None:
+    effect, rerun = run_id(1), run_id(2)
+    below = effect_prefix("staging.flights", effect)
+    assert folder("staging.flights", effect).startswith(below)
+    assert folder("staging.flights", rerun, effect=effect).startswith(below)
+    assert not folder("staging.flights", rerun).startswith(below)
 
 
 MOMENTS = st.datetimes(timezones=st.just(UTC))
@@ -146,17 +168,20 @@ MOMENTS = st.datetimes(timezones=st.just(UTC))
 
 @settings(deadline=None, max_examples=300)
 @given(DATASETS, DATASETS, RUN_IDS, RUN_IDS, MOMENTS, MOMENTS, st.data())
-def test_no_two_attempts_share_a_folder_nor_have_one_inside_the_others(
+def test_no_two_plans_share_a_folder_nor_have_one_inside_the_others(
     dataset: str, another: str, run: UUID, another_run: UUID, at: datetime, later: datetime, data: st.DataObject
 ) -> None:
-    one = (dataset, run, data.draw(st.integers(1, 200)))
+    one = (dataset, run, data.draw(st.integers(1, 200)), data.draw(RUN_IDS))
     other = (
         data.draw(st.sampled_from([dataset, another])),
         data.draw(st.sampled_from([run, another_run])),
         data.draw(st.integers(1, 200)),
+        data.draw(st.one_of(st.just(one[3]), RUN_IDS)),
     )
     assume(one != other)
-    mine, theirs = data_prefix(*one, at), data_prefix(*other, data.draw(st.sampled_from([at, later])))
+    effects = st.sampled_from([run, another_run])
+    mine = folder(*one, effect=data.draw(effects), at=at)
+    theirs = folder(*other, effect=data.draw(effects), at=data.draw(st.sampled_from([at, later])))
     assert not theirs.startswith(mine)
     assert not mine.startswith(theirs)
 
@@ -164,16 +189,27 @@ def test_no_two_attempts_share_a_folder_nor_have_one_inside_the_others(
 @PATIENT
 @given(PREFIXES, PREFIXES, RUN_IDS, MOMENTS)
 def test_no_datasets_files_lie_among_anothers_versions(one: str, other: str, run: UUID, at: datetime) -> None:
-    assert not data_prefix(other, run, 1, at).startswith(snapshots_prefix(one))
+    assert not folder(other, run, at=at).startswith(snapshots_prefix(one))
     assert snapshots_prefix(other).startswith(snapshots_prefix(one)) is (one == other)
 
 
 @PATIENT
 @given(DATASETS, RUN_IDS)
 def test_no_datasets_files_lie_among_the_products_own(dataset: str, run: UUID) -> None:
-    prefix = data_prefix(dataset, run, 1, WRITTEN_AT)
+    prefix = folder(dataset, run)
     assert not prefix.startswith(("runs/", "logic/"))
     assert prefix.startswith("tables/") is is_table(dataset)
+
+
+@PATIENT
+@given(DATASETS)
+def test_a_dev_dataset_is_one_beside_the_published_and_stays_what_it_is(dataset: str) -> None:
+    dev = dev_of(dataset)
+    assert TypeAdapter(DatasetName).validate_python(dev) == dev
+    assert is_dev(dev)
+    assert is_table(dev) is is_table(dataset)
+    assert dev_of(dev) == dev
+    assert (dev == dataset) is is_dev(dataset)
 
 
 def test_a_runs_documents_lie_together() -> None:

@@ -87,7 +87,7 @@ def test_whatever_the_model_accepts_the_schema_accepts(document: dict[str, Any])
         {"inputs": [{"dataset": "flights"}]},
         {"inputs": [{"dataset": "a.b", "as_": "c"}]},
         {"outputs": []},
-        {"outputs": [{"dataset": "a.b", "mode": "append"}]},
+        {"outputs": [{"dataset": "a.b", "mode": "upsert"}]},
         {"work": {"kind": "spark"}},
         {"work": {"kind": "dbt", "steps": []}},
         {"work": {"kind": "dbt", "steps": [{"command": "build"}], "env": {"A B": "x"}}},

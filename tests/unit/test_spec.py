@@ -170,7 +170,7 @@ def test_every_stage_has_its_kind_of_work() -> None:
         (
             {"work": load(format={"type": "xls"})},
             "work.format.type",
-            "expected one of 'csv', 'jsonl', 'parquet', got 'xls'",
+            "expected one of 'csv', 'jsonl', 'json', 'parquet', got 'xls'",
         ),
         ({"work": load(format={"type": "csv", "delimiter": "::"})}, "work.format.delimiter", "expected "),
         ({"work": load(max_bad_fraction=1.5)}, "work.max_bad_fraction", "expected less than or equal to 1, got 1.5"),
@@ -228,7 +228,7 @@ def test_a_spec_that_would_be_too_long_once_stored_is_refused_at_the_door() -> N
     raw = json.dumps(spec_document(params={"x": ""}), separators=(",", ":"))
     raw = raw.replace('"x":""', '"x":"' + "x" * (MAX_DOCUMENT_BYTES - len(raw)) + '"')
     assert len(raw) == MAX_DOCUMENT_BYTES
-    with pytest.raises(SpecError, match=r"^job spec: expected at most 65,536 bytes with its defaults, got 65,"):
+    with pytest.raises(SpecError, match=r"^job spec: expected at most 65,536 bytes with its defaults, got 6[56],"):
         parse_spec(raw)
 
 
@@ -372,10 +372,65 @@ def test_one_dataset_may_be_read_at_two_snapshots_under_two_names() -> None:
     assert [each.alias for each in spec.inputs] == ["staging.flights", "before.flights"]
 
 
-@pytest.mark.parametrize("mode", ["append", "merge", "replace_where"])
-def test_a_mode_that_is_not_built_is_refused_and_not_taken_for_another(mode: str) -> None:
-    refused = refusal(outputs=[{**MARTS, "mode": mode}])
-    assert refused.message == f"job spec: outputs[0].mode: expected 'replace', got '{mode}'"
+DAILY: dict[str, Any] = {"partition_by": {"column": "day", "unit": "day"}}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mode": "append"},
+        {"mode": "append", **DAILY, "lineage_columns": True},
+        {"mode": "merge", "key": ["id", "Day of Week"]},
+        {"mode": "merge", "key": ["id"], "snapshot": "7"},
+        {"mode": "replace_where", **DAILY},
+        {"mode": "replace_where", "partition_by": {"column": "region"}, "where": "north"},
+        {"mode": "replace_where", "partition_by": {"column": "region"}, "where": 7},
+        {"state": "restore", "snapshot": "none"},
+    ],
+    ids=str,
+)
+def test_modes_and_states_that_fit_are_kept_as_they_are(given: dict[str, Any]) -> None:
+    (output,) = job_spec(outputs=[{**MARTS, **given}]).outputs
+    told = output.model_dump(mode="json", by_alias=True)
+    assert told | given | {"partition_by": told["partition_by"]} == told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mode": "upsert"}, "mode: expected 'replace', 'replace_where', 'append' or 'merge', got 'upsert'"),
+        ({"mode": "replace_where"}, "partition_by: expected the table's partitions for mode replace_where, got none"),
+        ({"mode": "replace_where", "partition_by": {"column": "region"}}, "where: expected it with mode replace_where"),
+        ({"mode": "replace_where", **DAILY, "where": "2013-06-01"}, "where: expected it with mode replace_where by"),
+        ({"where": "north"}, "where: expected it with mode replace_where by value, and only then, got 'north'"),
+        ({"mode": "merge"}, "key: expected it with mode merge, and only then, got none"),
+        ({"key": ["id"]}, "key: expected it with mode merge, and only then, got id"),
+        ({"mode": "merge", "key": ["id", "ID"]}, "expected a column of key to be given once, got 'id' 2 times"),
+        ({"mode": "append", "state": "restore"}, "state: expected it with mode replace, got append"),
+        ({"snapshot": "7"}, "snapshot: expected it with state or mode merge, got it without"),
+        ({"state": "restore", "snapshot": "newest"}, "snapshot: expected ^([0-9]+|none)$"),
+        ({"partition_by": {"column": "day", "unit": "week"}}, "partition_by.unit: expected"),
+    ],
+    ids=str,
+)
+def test_modes_and_states_that_do_not_fit_are_refused_by_name(given: dict[str, Any], message: str) -> None:
+    assert message in refusal(outputs=[{**MARTS, **given}]).message
+
+
+@pytest.mark.parametrize("given", [{"mode": "append"}, DAILY, {"state": "restore"}, {"lineage_columns": True}], ids=str)
+def test_a_prefix_of_files_knows_no_mode_but_replace(given: dict[str, Any]) -> None:
+    refused = refusal("query", outputs=[{"dataset": "exports/worst", "format": "csv", **given}])
+    assert "expected nothing but mode replace for a prefix of files" in refused.message
+
+
+def test_only_a_dbt_job_can_publish_what_passed() -> None:
+    assert job_spec(publish="passing").publish == "passing"
+    assert "publish: expected 'all' for stage load" in refusal("load", publish="passing").message
+
+
+def test_no_input_can_be_called_as_a_state_is() -> None:
+    inputs = [{"dataset": "staging.flights", "as": "state:marts.delays"}]
+    assert "expected none that names a state" in refusal(inputs=inputs).message
 
 
 # ---------------------------------------------------------------- reruns

@@ -10,13 +10,16 @@ import argparse
 import io
 import random
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import duckdb
 
+from runner.engines.contract import Contract, ContractColumn
+from runner.engines.decoding import Utf8Stream
+from runner.engines.drift import Layout
 from runner.engines.records import Lines, read_csv
+from runner.engines.rules import raw
 
 COLUMNS = ("id", "name", "town")
 ROWS = 200
@@ -83,15 +86,18 @@ def _by_duckdb(path: Path) -> Outcome:
 
 
 def _by_python(path: Path) -> Outcome:
-    records = list(_records(path))
-    good = [values for values, parsed in records if parsed]
-    return good, len(records) - len(good)
-
-
-def _records(path: Path) -> Iterator[tuple[tuple[str | None, ...], bool]]:
-    lines = Lines(io.BytesIO(path.read_bytes()), path.name)
-    for _, values, _, _, parsed in read_csv(lines, COLUMNS, delimiter=",", name=path.name, contract="here"):
-        yield tuple(values), parsed
+    columns = tuple(ContractColumn(name=name, type="VARCHAR", required=False) for name in COLUMNS)
+    layout = Layout(Contract(table="people", columns=columns), "here")
+    lines = Lines(Utf8Stream(io.BytesIO(path.read_bytes()), path.name, "none", "utf-8"), "utf-8")
+    good: list[tuple[str | None, ...]] = []
+    bad = 0
+    for batch in read_csv(lines, layout, delimiter=",", name=path.name):
+        for row in batch.rows.to_pylist():
+            if row["_parsed"]:
+                good.append(tuple(row[raw(index)] for index in range(len(COLUMNS))))
+            else:
+                bad += 1
+    return good, bad
 
 
 def _words(outcome: Outcome) -> str:

@@ -44,7 +44,14 @@ def ratio(name: str, *, ours: Callable[[], object], base: Callable[[], object], 
             call()
             if turn:
                 times[which].append(time.perf_counter() - started)
-    value = round(statistics.median(times["ours"]) / statistics.median(times["base"]), 2)
+    medians = {which: statistics.median(each) for which, each in times.items()}
+    about = ", ".join(f"{which} {seconds:.2f} s" for which, seconds in medians.items())
+    return save(name, medians["ours"] / medians["base"], goal=goal, unit=unit, about=f"medians {about}")
+
+
+def save(name: str, value: float, *, goal: float, unit: str, about: str) -> Result:
+    """Write a result to its file, and say it; `about` is what it was made of."""
+    value = round(value, 2)
     result = Result(
         name=name,
         value=value,
@@ -57,8 +64,7 @@ def ratio(name: str, *, ours: Callable[[], object], base: Callable[[], object], 
     )
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(asdict(result), indent=2) + "\n", "utf-8")
-    seconds = {which: f"{statistics.median(each):.2f} s" for which, each in times.items()}
-    print(f"{name}: {value} (goal {goal}, {'met' if result.met else 'not met'}); medians {seconds}")
+    print(f"{name}: {value} {unit} (goal {goal}, {'met' if result.met else 'not met'}); {about}")
     return result
 
 

@@ -1,57 +1,65 @@
 """publish-iceberg: rows from a query to a committed Iceberg snapshot, over DuckDB's bare COPY of them to the same S3.
 
-TPC-H's lineitem at `--scale` (6 million rows at scale 1). Ours casts, writes Parquet with field ids, fingerprints what
-was written, hashes the file, uploads it and commits; the base only writes.
+TPC-H's lineitem at scale 1: 6 million rows. Ours casts, writes Parquet with field ids, fingerprints what was written,
+hashes the file, uploads it and commits; the base only writes.
+
+publish-iceberg-growth: what a row costs at a scale, over what it costs at the next smaller one (0.1, 1 and 3); the
+larger of the two steps. At most 1 means that the cost grows no faster than the rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import shutil
+import statistics
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from tempfile import mkdtemp
 from uuid import UUID, uuid4
 
 import duckdb
 
-from benchmarks.harness import ratio, services
+from benchmarks.harness import REPETITIONS, ratio, save, services
 from runner.adapters.aws import Aws
 from runner.adapters.iceberg_tables import IcebergTables, sql_catalog
 from runner.adapters.pg_ledger import PgLedger
 from runner.adapters.s3_objects import S3Objects
 from runner.embedded.services import Endpoints
-from runner.engines import scratch
+from runner.engines.export import export
 from runner.model.manifest import FileRecord, OutputRecord
-from runner.model.messages import Job, JobOutput
+from runner.model.messages import Job, JobOutput, Stamp
 from runner.model.names import data_prefix
+from runner.model.ranges import WHOLE_TABLE
 from runner.model.spec import Output, QueryWork, Resources
 from runner.ports import CommitTag
 
-TABLE = "marts.lineitem"
 BUCKET = "bench-lake"
+SCALES = (0.1, 1.0, 3.0)
+ONE = SCALES.index(1.0)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--scale", type=float, default=1.0)
-    scale = parser.parse_args().scale
     folder = Path(mkdtemp(prefix="stage-runner-bench-"))
     try:
         with services() as endpoints:
-            return 0 if _measure(endpoints, folder, scale) else 1
+            return 0 if all(_measure(endpoints, folder)) else 1
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _measure(endpoints: Endpoints, folder: Path, scale: float) -> bool:
-    connection = duckdb.connect(config={"threads": "2", "temp_directory": str(folder / "spill")})
+def _measure(endpoints: Endpoints, folder: Path) -> list[bool]:
+    connection = duckdb.connect(
+        str(folder / "tpch.duckdb"), config={"threads": "2", "temp_directory": str(folder / "spill")}
+    )
     for name in ("tpch", "httpfs"):
         connection.execute(f"LOAD '{_extension(name)}'")
-    connection.execute(f"CALL dbgen(sf = {scale})")
+    for place, scale in enumerate(SCALES):
+        connection.execute(f"CREATE SCHEMA {_schema(place)}")
+        connection.execute(f"CALL dbgen(sf = {scale}, schema = '{_schema(place)}')")
     connection.execute(
         f"CREATE SECRET (TYPE s3, KEY_ID 'test', SECRET 'test', REGION 'us-east-1', URL_STYLE 'path', USE_SSL false, "
         f"ENDPOINT '{endpoints.aws_endpoint_url.removeprefix('http://')}')"
@@ -70,28 +78,76 @@ def _measure(endpoints: Endpoints, folder: Path, scale: float) -> bool:
     turns = count()
 
     def base() -> None:
-        connection.execute(f"COPY lineitem TO 's3://{BUCKET}/bare/{next(turns)}.parquet' (FORMAT parquet)")
+        connection.execute(
+            f"COPY {_schema(ONE)}.lineitem TO 's3://{BUCKET}/bare/{next(turns)}.parquet' (FORMAT parquet)"
+        )
 
-    def ours() -> None:
-        _publish(connection, objects, tables, folder)
+    def publish(place: int) -> None:
+        _publish(connection, _schema(place), objects, tables, folder)
 
-    name = "publish-iceberg" if scale == 1 else f"publish-iceberg-sf{scale:g}"
-    return ratio(name, ours=ours, base=base, goal=1.3, unit="x of DuckDB's bare COPY to the same S3").met
+    unit = "x of DuckDB's bare COPY to the same S3"
+    met = ratio("publish-iceberg", ours=lambda: publish(ONE), base=base, goal=1.3, unit=unit).met
+    return [met, _growth(connection, publish, forget=lambda: _remove_files(aws))]
 
 
-def _publish(connection: duckdb.DuckDBPyConnection, objects: S3Objects, tables: IcebergTables, folder: Path) -> None:
-    run_id = uuid4()
-    table = tables.load(TABLE)
-    output = JobOutput(output=Output(dataset=TABLE), field_ids=dict(table.field_ids), last_field_id=table.last_field_id)
+def _growth(
+    connection: duckdb.DuckDBPyConnection, publish: Callable[[int], None], *, forget: Callable[[], None]
+) -> bool:
+    """Scales by turns; the first turn warms up and does not count."""
+    rows = [connection.sql(f"FROM {_schema(place)}.lineitem").shape[0] for place in range(len(SCALES))]
+    times: list[list[float]] = [[] for _ in SCALES]
+    for turn in range(REPETITIONS + 1):
+        forget()
+        for place in range(len(SCALES)):
+            started = time.perf_counter()
+            publish(place)
+            if turn:
+                times[place].append(time.perf_counter() - started)
+    a_row = [statistics.median(each) / count for each, count in zip(times, rows, strict=True)]
+    steps = [larger / smaller for smaller, larger in pairwise(a_row)]
+    about = ", ".join(
+        f"scale {scale:g}: {count:,} rows, {each * 1e6:.2f} µs a row"
+        for scale, count, each in zip(SCALES, rows, a_row, strict=True)
+    )
+    return save(
+        "publish-iceberg-growth", max(steps), goal=1.0, unit="x of a row's cost at a smaller scale", about=about
+    ).met
+
+
+def _remove_files(aws: Aws) -> None:
+    """The emulator keeps objects in memory, and the old snapshots' files are of no more use."""
+    s3 = aws.s3()
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        for each in page.get("Contents", ()):
+            if each["Key"].endswith(".parquet"):
+                s3.delete_object(Bucket=BUCKET, Key=each["Key"])
+
+
+def _schema(place: int) -> str:
+    return f"scale_{place}"
+
+
+def _publish(
+    connection: duckdb.DuckDBPyConnection, schema: str, objects: S3Objects, tables: IcebergTables, folder: Path
+) -> None:
+    run_id, plan_id = uuid4(), uuid4()
+    dataset = f"marts.{schema}"
+    table = tables.load(dataset)
+    output = JobOutput(
+        output=Output(dataset=dataset), field_ids=dict(table.field_ids), last_field_id=table.last_field_id
+    )
     place = folder / str(run_id)
     (place / "out").mkdir(parents=True)
-    made = scratch.export(connection, _job(place, output), output, "lineitem", claimed_inputs=None)
+    made = export(connection, _job(place, output), output, f"{schema}.lineitem", claimed_inputs=None)
     (file,) = made.files
     path = place / "out" / file.path
-    key = data_prefix(TABLE, run_id, 1, datetime.now(UTC)) + path.name
+    folder_of_plan = data_prefix(
+        dataset, effect=run_id, run_id=run_id, attempt=1, plan_id=plan_id, written_at=datetime.now(UTC)
+    )
+    key = folder_of_plan + path.name
     objects.put_file(key, path)
     record = OutputRecord(
-        dataset=TABLE,
+        dataset=dataset,
         mode="replace",
         branch=None,
         base=None,
@@ -101,20 +157,34 @@ def _publish(connection: duckdb.DuckDBPyConnection, objects: S3Objects, tables: 
         fingerprint=made.fingerprint,
         claimed_inputs=None,
     )
-    tables.load(TABLE).replace(record, _tag(run_id))
+    tables.load(dataset).commit(record, _tag(run_id, plan_id))
     shutil.rmtree(place)
 
 
 def _job(place: Path, output: JobOutput) -> Job:
     work = QueryWork(kind="query", file="lineitem.sql")
     return Job(
-        work=work, inputs=(), outputs=(output,), workspace=str(place), scratch=str(place), resources=Resources(cpu=2048)
+        work=work,
+        inputs=(),
+        outputs=(output,),
+        workspace=str(place),
+        scratch=str(place),
+        resources=Resources(cpu=2048),
+        stamp=Stamp(logic_commit="0" * 40, run_id=uuid4(), processed_at=datetime.now(UTC)),
     )
 
 
-def _tag(run_id: UUID) -> CommitTag:
+def _tag(run_id: UUID, plan_id: UUID) -> CommitTag:
     now = datetime.now(UTC)
-    return CommitTag(run_id=run_id, effect=run_id, plan_id=uuid4(), attempt=1, logical_time=now, submitted_at=now)
+    return CommitTag(
+        run_id=run_id,
+        effect=run_id,
+        plan_id=plan_id,
+        attempt=1,
+        logical_time=now,
+        submitted_at=now,
+        range=WHOLE_TABLE,
+    )
 
 
 def _extension(name: str) -> Path:

@@ -14,6 +14,7 @@ import argparse
 import io
 import random
 import resource
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,7 +65,7 @@ SPANNING = [
 ]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--threads", type=int, default=1)
@@ -77,7 +78,7 @@ def main() -> None:
         good, bad = _pass(path, contract, given.threads)
         if (base, good + bad, bad) != (given.rows, given.rows, given.rows // BAD_EVERY):
             raise AssertionError(f"expected {given.rows} rows, every {BAD_EVERY}th bad, got {base}, {good} and {bad}")
-        harness.ratio(
+        result = harness.ratio(
             "contract-pass" if given.threads == 1 else f"contract-pass-{given.threads}-threads",
             ours=lambda: _pass(path, contract, given.threads),
             base=lambda: _bare(path, contract, given.threads),
@@ -85,6 +86,7 @@ def main() -> None:
             unit="x a bare read of the file",
         )
     print(f"peak memory of the whole process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
+    return 0 if result.met else 1
 
 
 def _contract() -> Contract:
@@ -175,4 +177,4 @@ def _rows(connection: duckdb.DuckDBPyConnection, table: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -78,16 +78,23 @@ class Reading:
         if not isinstance(stated, str):
             raise refused
         if column.type == "VARCHAR":
-            return literal(stated)
+            return self.text(stated, field)
         known = self.connection.execute(f"SELECT {exact_value(literal(stated), column.type)} IS NOT NULL").fetchone()
         if not (known and known[0]):
             raise refused
         return f"CAST({literal(stated)} AS {column.type})"
 
+    def text(self, stated: str, field: str) -> str:
+        """SQL of a text. DuckDB's SQL ends at a NUL."""
+        if "\0" in stated:
+            raise self.refuse(field, f"expected a text without a NUL, got {_short(stated)}")
+        return literal(stated)
+
     def pattern(self, stated: object, field: str) -> str:
         """A pattern as RE2's, tried."""
         if not isinstance(stated, str):
             raise self.refuse(field, f"expected a pattern, got {_short(stated)}")
+        self.text(stated, field)
         try:
             pattern = re2_of(stated)
             self.connection.execute("SELECT regexp_matches('', ?)", [pattern])
@@ -121,6 +128,7 @@ def times_of(column: ColumnRead, options: dict[str, Any], reading: Reading) -> t
     format = options.get("format")
     if format is None:
         return None, bool(zoned)
+    reading.text(str(format), f"{field}.format")
     try:
         form = time_form(str(format), column.type)
     except UnknownPatternError as exc:
@@ -296,7 +304,7 @@ def _is_missing(column: ColumnRead, arguments: dict[str, Any], reading: Reading,
         if each is None:
             parts.append(f"{text(column.index)} IS NULL")
         elif isinstance(each, str):
-            parts.append(f"{raw(column.index)} = {literal(each)}")
+            parts.append(f"{raw(column.index)} = {reading.text(each, f'{field}.missingValues[{index}]')}")
         else:
             parts.append(f"{value(column.index)} = {reading.literal(each, column, f'{field}.missingValues[{index}]')}")
     # One comparison with a null must not hide that another holds.

@@ -80,7 +80,7 @@ class CsvFormat(Strict):
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] = ","
     header: bool = True
     """False where the first line is a row already: the columns are the contract's, in its order."""
-    nulls: tuple[str, ...] = ("",)
+    nulls: tuple[Annotated[str, Field(pattern=r"^[^\x00]*$")], ...] = ("",)
     compression: Compression = "auto"
     encoding: Encoding = "utf-8"
 

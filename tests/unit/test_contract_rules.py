@@ -21,7 +21,7 @@ from runner.engines.exact_types import exact_value
 from runner.engines.judge import Rows, SqlRows
 from runner.engines.patterns import TEXT_FORMATS, UnknownPatternError, of_format, re2_of, time_form
 from runner.engines.rules import Bound, Operator
-from runner.model.errors import LogicError, SchemaError, SpecError
+from runner.model.errors import DataError, LogicError, SchemaError, SpecError
 from tests.support.loads import JSON_LINES, PARQUET, Loaded, Place, column
 
 ID = column("id", "INTEGER", unique=True)
@@ -145,6 +145,19 @@ def test_a_row_is_told_every_rule_that_it_broke(place: Place) -> None:
 )
 def test_an_option_that_cannot_be_kept_exactly_is_refused(stated: dict[str, Any], message: str) -> None:
     assert message in refusal(stated)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"enum": [{"value": "a\0b"}]},
+        {"logicalTypeOptions": {"pattern": "\0"}},
+        {"quality": [{"metric": "missingValues", "arguments": {"missingValues": ["\0"]}, "mustBe": 0}]},
+        {"quality": [{"metric": "invalidValues", "arguments": {"validValues": ["\0"]}, "mustBe": 0}]},
+    ],
+)
+def test_a_text_that_ends_sql_is_refused(stated: dict[str, Any]) -> None:
+    assert "expected a text without a NUL, got " in refusal(column("a", **stated))
 
 
 def test_a_bound_may_lie_outside_of_the_type(place: Place) -> None:
@@ -560,6 +573,16 @@ def test_sql_that_fails_on_a_row_is_named(place: Place) -> None:
     check = sql("SELECT count(*) FROM {object} WHERE CAST(Town AS INTEGER) > 1", name="town is a number")
     with pytest.raises(LogicError, match=r"^rule town is a number: expected true or false for every row, got: Conv"):
         place.load("id,Town,km\n1,Bonn,-1\n", TOWNS, quality=[check])
+
+
+def test_a_damaged_parquet_file_is_not_taken_for_a_rule_that_fails(place: Place) -> None:
+    with pytest.raises(DataError, match="expected a Parquet file, got"):
+        place.load(
+            b"PAR1" + b"\0" * 40 + b"PAR1",
+            TOWNS,
+            format=PARQUET,
+            quality=[sql("SELECT count(*) FROM {object} WHERE km < 0")],
+        )
 
 
 # --- foreign keys ------------------------------------------------------------------------------------------------

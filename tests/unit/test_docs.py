@@ -27,7 +27,10 @@ from runner.model.spec import (
     DbtWork,
     ExtractWork,
     JobSpec,
+    JsonFormat,
+    JsonLinesFormat,
     LoadWork,
+    ParquetFormat,
     QueryWork,
     Source,
     Stage,
@@ -161,7 +164,10 @@ def test_each_field_of_a_spec_is_in_the_table() -> None:
     assert fields - set(re.findall(r"[a-z_]+", told)) == set()
 
 
-@pytest.mark.parametrize("model", [ExtractWork, Source, LoadWork, CsvFormat, DbtWork, DbtStep, QueryWork])
+@pytest.mark.parametrize(
+    "model",
+    [ExtractWork, Source, LoadWork, CsvFormat, JsonFormat, JsonLinesFormat, ParquetFormat, DbtWork, DbtStep, QueryWork],
+)
 def test_each_field_of_each_kind_of_work_is_in_a_table(model: type[Strict]) -> None:
     told = " ".join(row[0] for row in rows(section("spec-and-manifest.md", "## Work")))
     fields = {field.alias or name for name, field in model.model_fields.items()} - {"kind"}

@@ -24,11 +24,11 @@ import duckdb
 import yaml
 
 from benchmarks import harness
-from runner.engines.contract import Contract, parse_contract
-from runner.engines.decoding import Utf8Stream
-from runner.engines.drift import Layout
+from runner.engines.contracts.contract import Contract, parse_contract
+from runner.engines.contracts.drift import Layout
+from runner.engines.files.decoding import Utf8Stream
+from runner.engines.files.records import Batch, Lines, read_csv
 from runner.engines.judge import Rows
-from runner.engines.records import Batch, Lines, read_csv
 
 ROWS = 1_000_000
 RULES = 22

@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from runner.engines.contract import Contract, ContractColumn
-from runner.engines.decoding import Utf8Stream
-from runner.engines.drift import Layout
-from runner.engines.records import Lines, read_csv
-from runner.engines.rules import raw
+from runner.engines.contracts.contract import Contract, ContractColumn
+from runner.engines.contracts.drift import Layout
+from runner.engines.contracts.rules import raw
+from runner.engines.files.decoding import Utf8Stream
+from runner.engines.files.records import Lines, read_csv
 
 COLUMNS = ("id", "name", "town")
 ROWS = 200

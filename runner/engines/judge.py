@@ -14,10 +14,10 @@ from functools import partial
 import duckdb
 import pyarrow as pa
 
-from runner.engines.contract import RESERVED_COLUMNS, Contract
-from runner.engines.drift import Layout
-from runner.engines.records import Batch, schema_of
-from runner.engines.rules import Bound, ForeignKey, RowRule, UniqueRule, raw, text, value
+from runner.engines.contracts.contract import RESERVED_COLUMNS, Contract
+from runner.engines.contracts.drift import Layout
+from runner.engines.contracts.rules import Bound, ForeignKey, RowRule, UniqueRule, raw, text, value
+from runner.engines.files.records import Batch, schema_of
 from runner.engines.scratch import reason
 from runner.engines.types import literal, literals, quote, quote_relation
 from runner.model.errors import LogicError, SchemaError, SpecError

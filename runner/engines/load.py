@@ -18,16 +18,16 @@ import duckdb
 from duckdb.sqltypes import DuckDBPyType
 
 from runner.engines import scratch
-from runner.engines.contract import PACKAGE, Contract, parse_contract
-from runner.engines.decoding import Utf8Stream
-from runner.engines.drift import Layout
-from runner.engines.exact_types import family
+from runner.engines.contracts.contract import PACKAGE, Contract, parse_contract
+from runner.engines.contracts.drift import Layout
+from runner.engines.contracts.exact_types import family
 from runner.engines.export import export
+from runner.engines.files.decoding import Utf8Stream
+from runner.engines.files.json_document import read_json
+from runner.engines.files.records import Batch, JsonRows, Lines, batches_of, read_csv, read_json_lines
 from runner.engines.inputs import Inputs
-from runner.engines.json_document import read_json
 from runner.engines.judge import Rows, SqlRows, Tolerated, Verdict
 from runner.engines.lock import lock
-from runner.engines.records import Batch, JsonRows, Lines, batches_of, read_csv, read_json_lines
 from runner.engines.types import literal, quote
 from runner.model.errors import Category, DataError, Failure, SchemaError, SpecError
 from runner.model.manifest import Step

@@ -170,3 +170,21 @@ def test_a_document_in_another_encoding_is_loaded_from_below_its_keys(site: Site
     assert manifest.failure is None, manifest.failure
     assert site.rows("staging.export") == [("zoé",)]
     assert manifest.report.counts == {"rows_read": 2, "rows_loaded": 1, "rows_quarantined": 1}
+
+
+def test_loaded_rows_can_be_merged_by_their_key_and_say_what_loaded_them(site: Site, commit: str) -> None:
+    output = {"dataset": "staging.merged", "mode": "merge", "key": ["customer_id"], "lineage_columns": True}
+    work = {"kind": "load", "contract": "contracts/customers.odcs.yaml", "format": {"type": "csv"}}
+    runs = []
+    for content in ("customer_id\nada\ngrace\n", "customer_id\ngrace\nhedy\n"):
+        land(site, commit, "merged", content)
+        runs.append(site.end(site.spec(commit, "load", work, inputs=[{"dataset": "landing/merged"}], outputs=[output])))
+    first, second = runs
+    assert [first.failure, second.failure] == [None, None]
+    assert dict(site.rows("staging.merged", "customer_id, _run_id")) == {
+        "ada": str(first.run_id),
+        "grace": str(second.run_id),
+        "hedy": str(second.run_id),
+    }
+    quarantine = next(each for each in second.outputs if each.quarantine)
+    assert "_run_id" not in {column.name for column in quarantine.columns or ()}

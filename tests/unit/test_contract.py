@@ -9,9 +9,9 @@ import duckdb
 import pytest
 import yaml
 
-from runner.engines.contract import ENFORCED, Contract, ContractColumn, parse_contract
-from runner.engines.exact_types import exact_value
-from runner.engines.rules import UniqueRule
+from runner.engines.contracts.contract import ENFORCED, Contract, ContractColumn, parse_contract
+from runner.engines.contracts.exact_types import exact_value
+from runner.engines.contracts.rules import UniqueRule
 from runner.model.errors import SpecError
 
 WHAT = "contracts/planes.odcs.yaml"

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.engines.contract import Contract, parse_contract
-from runner.engines.drift import Layout
-from runner.engines.exact_types import exact_value
+from runner.engines.contracts.contract import Contract, parse_contract
+from runner.engines.contracts.drift import Layout
+from runner.engines.contracts.exact_types import exact_value
+from runner.engines.contracts.patterns import TEXT_FORMATS, UnknownPatternError, of_format, re2_of, time_form
+from runner.engines.contracts.rules import Bound, Operator
 from runner.engines.judge import Rows, SqlRows
-from runner.engines.patterns import TEXT_FORMATS, UnknownPatternError, of_format, re2_of, time_form
-from runner.engines.rules import Bound, Operator
 from runner.model.errors import DataError, LogicError, SchemaError, SpecError
 from tests.support.loads import JSON_LINES, PARQUET, Loaded, Place, column
 

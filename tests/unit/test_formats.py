@@ -16,10 +16,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from runner.engines import json_document, records
-from runner.engines.contract import Contract, ContractColumn
-from runner.engines.decoding import Utf8Stream
-from runner.engines.drift import MAX_ADDED_COLUMNS, Layout
+from runner.engines.contracts.contract import Contract, ContractColumn
+from runner.engines.contracts.drift import MAX_ADDED_COLUMNS, Layout
+from runner.engines.files import json_document, records
+from runner.engines.files.decoding import Utf8Stream
 from runner.model.errors import DataError, SchemaError
 from runner.model.spec import CsvFormat, Encoding, JsonFormat, JsonLinesFormat, SourceFormat
 from tests.support.loads import CSV, FOLDER, JSON_LINES, KEY, PARQUET, TRIPS, Place, column

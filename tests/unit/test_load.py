@@ -17,10 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.engines import load, records
-from runner.engines.contract import Contract, ContractColumn
-from runner.engines.decoding import Utf8Stream
-from runner.engines.drift import Layout
+from runner.engines import load
+from runner.engines.contracts.contract import Contract, ContractColumn
+from runner.engines.contracts.drift import Layout
+from runner.engines.files import records
+from runner.engines.files.decoding import Utf8Stream
 from runner.model.errors import DataError, SchemaError, SpecError
 from runner.model.messages import FieldIds
 from runner.model.spec import Compression, CsvFormat, SourceFormat

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from runner.engines.contract import RESERVED_COLUMNS, Contract
+from runner.engines.contracts.contract import RESERVED_COLUMNS, Contract
 from runner.engines.types import MAX_NAME_BYTES
 from runner.model.errors import SchemaError
 from runner.model.manifest import Step

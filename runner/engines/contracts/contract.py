@@ -14,7 +14,16 @@ from typing import Any, Literal, cast
 
 import duckdb
 
-from runner.engines.contract_quality import (
+from runner.engines.contracts.exact_types import (
+    LOGICAL_TYPES,
+    PHYSICAL_TYPES,
+    TimeForm,
+    cast_of,
+    fits_logically,
+    is_exact,
+    physical_type,
+)
+from runner.engines.contracts.quality import (
     ColumnRead,
     Reading,
     Rule,
@@ -24,16 +33,7 @@ from runner.engines.contract_quality import (
     quality_rules,
     times_of,
 )
-from runner.engines.exact_types import (
-    LOGICAL_TYPES,
-    PHYSICAL_TYPES,
-    TimeForm,
-    cast_of,
-    fits_logically,
-    is_exact,
-    physical_type,
-)
-from runner.engines.rules import ForeignKey, RowCount, RowRule, UniqueRule, text, value
+from runner.engines.contracts.rules import ForeignKey, RowCount, RowRule, UniqueRule, text, value
 from runner.model.errors import SpecError
 from runner.model.pipeline import load_yaml
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from itertools import groupby
 
-from runner.engines.exact_types import TimeForm
+from runner.engines.contracts.exact_types import TimeForm
 from runner.engines.types import literal
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import duckdb
 
-from runner.engines.rules import value
+from runner.engines.contracts.rules import value
 from runner.engines.types import quote
 
 FORM = "SELECT count(*) FROM {object} WHERE …"

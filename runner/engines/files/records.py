@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv as arrow_csv
 
-from runner.engines.decoding import Utf8Stream, as_it_came
-from runner.engines.drift import Layout
-from runner.engines.rules import raw
+from runner.engines.contracts.drift import Layout
+from runner.engines.contracts.rules import raw
+from runner.engines.files.decoding import Utf8Stream, as_it_came
 from runner.model.errors import SchemaError
 from runner.model.spec import Encoding
 

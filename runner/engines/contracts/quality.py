@@ -8,10 +8,10 @@ from typing import Any
 
 import duckdb
 
-from runner.engines.exact_types import TimeForm, exact_value, family, number_literal
-from runner.engines.patterns import TEXT_FORMATS, UnknownPatternError, of_format, re2_of, time_form
-from runner.engines.row_sql import UnknownSqlError, row_condition
-from runner.engines.rules import Bound, ForeignKey, Operator, RowCount, RowRule, UniqueRule, raw, text, value
+from runner.engines.contracts.exact_types import TimeForm, exact_value, family, number_literal
+from runner.engines.contracts.patterns import TEXT_FORMATS, UnknownPatternError, of_format, re2_of, time_form
+from runner.engines.contracts.row_sql import UnknownSqlError, row_condition
+from runner.engines.contracts.rules import Bound, ForeignKey, Operator, RowCount, RowRule, UniqueRule, raw, text, value
 from runner.engines.types import literal
 from runner.model.errors import SpecError
 

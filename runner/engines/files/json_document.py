@@ -7,8 +7,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from runner.engines.decoding import Utf8Stream
-from runner.engines.records import JsonRows, MalformedError, Record
+from runner.engines.files.decoding import Utf8Stream
+from runner.engines.files.records import JsonRows, MalformedError, Record
 from runner.model.errors import DataError, SchemaError
 
 MAX_VALUE_CHARACTERS = 64 * 1024 * 1024

@@ -1,0 +1,1 @@
+"""A data contract, from its document to the SQL of its rules."""

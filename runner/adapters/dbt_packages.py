@@ -348,10 +348,10 @@ def _unpack(archive: Path, folder: Path) -> Path:
                 if member.issym():
                     links.append(member)
                 else:
-                    members.extract(member, folder, filter="data")
+                    _write(members, member, _place_of(member.name, folder))
             # Symlinks last: then no file can be written through one, whatever a crafted archive holds.
             for link in links:
-                _link(tarfile.data_filter(link, str(folder)), folder)
+                _link(link, folder)
     except (tarfile.TarError, zlib.error, EOFError, ValueError) as exc:
         raise LogicError(f"expected a tar archive of plain files, got: {exc}") from exc
     except OSError as exc:
@@ -366,8 +366,30 @@ def _unpack(archive: Path, folder: Path) -> Path:
     return found[0]
 
 
+def _place_of(name: str, folder: Path) -> Path:
+    """Where a member belongs. By hand: Python has tarfile's own filters from 3.11.4 on only."""
+    place = Path(os.path.realpath(folder / name.lstrip("/")))
+    if folder not in (place, *place.parents):
+        raise ValueError(f"{name!r:.80} is outside of it")
+    return place
+
+
+def _write(members: tarfile.TarFile, member: tarfile.TarInfo, place: Path) -> None:
+    if member.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    source = members.extractfile(member)
+    if source is not None:
+        with source, place.open("wb") as out:
+            shutil.copyfileobj(source, out)
+
+
 def _link(link: tarfile.TarInfo, folder: Path) -> None:
-    place = folder / link.name
+    place = folder / link.name.lstrip("/")
+    if link.linkname.startswith("/"):
+        raise ValueError(f"{link.name!r:.80} leads to {link.linkname!r:.80}")
+    _place_of(str(Path(link.name.lstrip("/")).parent / link.linkname), folder)
     if len(link.linkname) > MAX_PATH_CHARS or os.path.realpath(place.parent) != os.path.normpath(place.parent):
         raise LogicError(f"expected symlinks in folders of the archive, got {link.name!r:.80}")
     place.parent.mkdir(parents=True, exist_ok=True)

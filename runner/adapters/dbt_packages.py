@@ -311,9 +311,14 @@ def _shown(address: str) -> str:
 def _inside(path: Path, folder: Path) -> Path:
     """Where `path` leads. Raises `LogicError` unless that is in `folder`: the worker writes there."""
     there = Path(os.path.realpath(path))
-    if not there.is_relative_to(os.path.realpath(folder)):
+    if not _leads_into(there, folder):
         raise LogicError(f"expected a folder of the repository, got {path.name!r}, which leads out of it")
     return there
+
+
+def _leads_into(path: Path, folder: Path) -> bool:
+    """Whether all links on the way end in `folder`, or at it."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 # ---------------------------------------------------------------- what came
@@ -369,7 +374,7 @@ def _unpack(archive: Path, folder: Path) -> Path:
 def _place_of(name: str, folder: Path) -> Path:
     """Where a member belongs. By hand: Python has tarfile's own filters from 3.11.4 on only."""
     place = Path(os.path.realpath(folder / name.lstrip("/")))
-    if folder not in (place, *place.parents):
+    if not _leads_into(place, folder):
         raise ValueError(f"{name!r:.80} is outside of it")
     return place
 
@@ -421,11 +426,10 @@ def _too_large() -> LogicError:
 
 
 def _require_links_inside(folder: Path) -> None:
-    root = os.path.realpath(folder)
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(place, name)
-            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+            if path.is_symlink() and not _leads_into(path, folder):
                 to = str(path.readlink())
                 raise LogicError(f"expected symlinks that stay in the package, got {name!r} to {to!r}")
 

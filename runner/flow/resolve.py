@@ -64,12 +64,10 @@ def pin(spec: JobSpec, claimed: Claimed, ports: Ports) -> tuple[Pin, ...]:
         ]
         pins = ports.ledger.pin(spec.run_id, claimed.attempt, found)
     for each in pins:
-        logger.info("%s %s is %s at snapshot %s", "state" if each.state else "input", *_named(each))
+        logger.info(
+            "%s %s is %s at snapshot %s", "state" if each.state else "input", each.as_, each.dataset, each.snapshot
+        )
     return pins
-
-
-def _named(pin: Pin) -> tuple[str, str, str]:
-    return pin.as_, pin.dataset, pin.snapshot
 
 
 def resolve(spec: JobSpec, logic: LogicRecord, pins: tuple[Pin, ...], ports: Ports, room: Room) -> Resolved:

@@ -49,7 +49,7 @@ from runner.model.errors import DataError, InfrastructureError, SchemaError, Tra
 from runner.model.manifest import NO_SNAPSHOT, OutputRecord, Pin
 from runner.model.messages import FieldIds
 from runner.model.names import effect_prefix, table_prefix
-from runner.model.ranges import WHOLE_TABLE, partition_name
+from runner.model.ranges import WHOLE_TABLE, require_partitions
 from runner.model.spec import Partition
 from runner.ports import CommitTag, Landed, LostRace, ServedFile
 
@@ -260,7 +260,8 @@ class LoadedTable:
             )
         if self._spent:
             raise LostRace(f"{self._dataset}: this handle has committed")
-        self._check_partitions(output.partition_by)
+        if self._table is not None:
+            require_partitions(self._dataset, there=self.partition_by, asked=output.partition_by)
         if not output.files:
             raise SchemaError(
                 f"{self._dataset}: expected a file that tells the columns, with or without rows, got none",
@@ -288,15 +289,6 @@ class LoadedTable:
         transaction.commit_transaction()
         self._spent = True  # pyiceberg has moved the table in our hands on to the new state
         return str(publication.snapshot_id)
-
-    def _check_partitions(self, asked: Partition | None) -> None:
-        if self._table is not None and self.partition_by != asked:
-            there, came = (partition_name(each) if each else "none" for each in (self.partition_by, asked))
-            raise SchemaError(
-                f"{self._dataset}: expected partition_by {there}, as the table is, got {came}",
-                subject=self._dataset,
-                hint="say what the table has, or publish under a new name: a table's partitions stay as they are",
-            )
 
     def _begin(self, schema: Schema, output: OutputRecord) -> Transaction:
         if self._table is None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from runner.flow.room import Room
 from runner.log import logger
-from runner.model.errors import DataError, LogicError, SchemaError
+from runner.model.errors import DataError, LogicError
 from runner.model.manifest import LogicRecord, PackageRecord, Pin
 from runner.model.messages import Job, JobInput, JobOutput, Stamp
 from runner.model.names import is_table
-from runner.model.ranges import partition_name, partition_value
-from runner.model.spec import DbtWork, JobSpec, Output, Partition
+from runner.model.ranges import partition_value, require_partitions
+from runner.model.spec import DbtWork, JobSpec, Output
 from runner.ports import Claimed, Ports, ServedFile
 
 
@@ -107,13 +107,8 @@ def _output(output: Output, state: Pin | None, spec: JobSpec, ports: Ports) -> J
     if not is_table(output.dataset):
         return JobOutput(output=output)
     table = ports.datasets(output.dataset).load(output.dataset)
-    if table.exists and table.partition_by != output.partition_by:
-        raise SchemaError(
-            f"{output.dataset}: expected partition_by {_partitions(table.partition_by)}, as the table is, "
-            f"got {_partitions(output.partition_by)}",
-            subject=output.dataset,
-            hint="say what the table has, or publish under a new name: a table's partitions stay as they are",
-        )
+    if table.exists:
+        require_partitions(output.dataset, there=table.partition_by, asked=output.partition_by)
     return JobOutput(
         output=output,
         partition=partition_value(output, spec.logical_time),
@@ -122,7 +117,3 @@ def _output(output: Output, state: Pin | None, spec: JobSpec, ports: Ports) -> J
         field_ids=dict(table.field_ids),
         last_field_id=table.last_field_id,
     )
-
-
-def _partitions(partition: Partition | None) -> str:
-    return "none" if partition is None else partition_name(partition)

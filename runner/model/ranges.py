@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import UUID
 
+from runner.model.errors import SchemaError
 from runner.model.spec import Output, Partition
 
 WHOLE_TABLE = "table"
@@ -35,6 +36,17 @@ def range_of(output: Output, *, effect: UUID, logical_time: datetime) -> str:
 def partition_name(partition: Partition) -> str:
     """`day(flown_on)`, or the column alone."""
     return partition.column if partition.unit == "value" else f"{partition.unit}({partition.column})"
+
+
+def require_partitions(dataset: str, *, there: Partition | None, asked: Partition | None) -> None:
+    """Raises `SchemaError` unless an output asks for the partitions that its table has."""
+    if there != asked:
+        has, came = (partition_name(each) if each else "none" for each in (there, asked))
+        raise SchemaError(
+            f"{dataset}: expected partition_by {has}, as the table is, got {came}",
+            subject=dataset,
+            hint="say what the table has, or publish under a new name: a table's partitions stay as they are",
+        )
 
 
 def overlap(one: str, other: str) -> bool:

@@ -82,11 +82,11 @@ class App:
 
     @cached_property
     def ledger(self) -> PgLedger:
-        return PgLedger(self.ledger_url)
+        return PgLedger(self.ledger_url, lease_s=self.settings.lease_s)
 
     @cached_property
     def queue(self) -> SqsQueue:
-        return SqsQueue(self.aws.sqs(), self.settings.queue_prefix)
+        return SqsQueue(self.aws.sqs(), self.settings.queue_prefix, lease_s=self.settings.lease_s)
 
     @cached_property
     def objects(self) -> S3Objects:
@@ -148,7 +148,7 @@ class App:
     def worker(self) -> Worker:
         """Raises `SpecError` for settings that no job could run with, before the first one is taken."""
         HostRules.parse(self.source_hosts)
-        return Worker(self.ports, self.queue)
+        return Worker(self.ports, self.queue, lease_s=self.settings.lease_s)
 
     @cached_property
     def ports(self) -> Ports:

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from runner.model.errors import SpecError
+from runner.model.policy import LEASE_S
 from runner.model.strict import explain
 
 
@@ -48,6 +49,8 @@ class Settings(BaseSettings):
     """The branch of a logic repository whose commits may publish to other than `dev_` datasets."""
     emulator: Path = Path(".venv-emulator/bin/ministack")
     """The emulator's program, for the embedded services."""
+    lease_s: Annotated[float, Field(ge=1, le=3600)] = LEASE_S
+    """Seconds after which the run of a worker that is heard of no more goes on elsewhere; all workers have the same."""
     log_format: Literal["auto", "json", "text"] = "auto"
     aws_endpoint_url: Annotated[str | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None
     aws_region: Annotated[str, Field(validation_alias="AWS_REGION")] = "us-east-1"

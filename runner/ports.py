@@ -13,12 +13,8 @@ from runner.model.errors import Failure
 from runner.model.lineage import Edge as Edge
 from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, PackageRecord, Pin, Plan, Software, State
 from runner.model.messages import EngineResult, FieldIds, Job, Progress
+from runner.model.policy import LEASE_S as LEASE_S
 from runner.model.spec import JobSpec, Partition, Stage
-
-LEASE_S = 60.0
-"""How long a claim holds without a heartbeat: the time after which a dead worker's run goes on elsewhere."""
-HEARTBEAT_S = LEASE_S / 4
-
 
 SHORT_ID_CHARACTERS = 8
 """A run may be named by the last so many characters of its id; the ledger has an index for it."""
@@ -40,6 +36,8 @@ class Delivery:
     body: str
     receipt: str
     message_id: str
+    receives: int = 1
+    """How often the message has been delivered by now, about."""
 
 
 class Queue(Protocol):
@@ -48,7 +46,7 @@ class Queue(Protocol):
     def send(self, stage: Stage, body: str) -> None: ...
 
     def receive(self, stage: Stage, *, wait_s: float) -> Delivery | None:
-        """One message, hidden from others for `LEASE_S`, or None after `wait_s` (at most 20, SQS's longest poll)."""
+        """One message, hidden from others for a lease, or None after `wait_s` (at most 20, SQS's longest poll)."""
 
     def hide(self, delivery: Delivery, *, seconds: float) -> None:
         """Keep the message from others for `seconds` from now; 0 hands it back at once. A gone message is no error."""
@@ -57,7 +55,39 @@ class Queue(Protocol):
         """Acknowledge. A message that is gone already is no error."""
 
     def bury(self, delivery: Delivery, *, reason: str) -> None:
-        """Move a message that is no job spec to the dead-letter queue, with the reason beside it."""
+        """Move a message to the dead-letter queue, with the reason beside it."""
+
+    def depth(self, stage: Stage) -> int:
+        """About how many messages there are, hidden ones too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadLetter:
+    """A message in a stage's dead-letter queue. `receipt` is good for this look only."""
+
+    stage: Stage
+    body: str
+    receipt: str
+    message_id: str
+    reason: str | None
+    """None where nobody gave one: the queue itself moved it, after too many deliveries."""
+    sent_at: datetime
+
+
+class DeadLetters(Protocol):
+    """A queue a stage, of messages that wait for a person. Raises `InfrastructureError`."""
+
+    def look(self, stage: Stage, *, limit: int) -> Sequence[DeadLetter]:
+        """Up to `limit` messages, each once, hidden from others for 60 seconds: put back or remove them before."""
+
+    def put_back(self, letter: DeadLetter) -> None:
+        """Let others see it at once."""
+
+    def remove(self, letter: DeadLetter) -> None:
+        """A message that is gone already is no error."""
+
+    def depth(self, stage: Stage) -> int:
+        """About how many there are."""
 
 
 # ---------------------------------------------------------------- objects
@@ -65,6 +95,9 @@ class Queue(Protocol):
 
 class Objects(Protocol):
     """The lake's bucket. Keys are relative to it. Raises `InfrastructureError`."""
+
+    def check(self) -> None:
+        """One small request. Raises `InfrastructureError` or `TransientError` where the bucket does not answer."""
 
     def uri(self, key: str) -> str: ...
 
@@ -110,6 +143,8 @@ class Landed:
 
     snapshot: str
     tag: CommitTag | None
+    fence: bool = False
+    """True for one that changes nothing: its run gave a plan up, and nothing built before it may land any more."""
 
 
 class LostRace(Exception):
@@ -140,7 +175,7 @@ class LoadedDataset(Protocol):
     def head(self, branch: str | None) -> Landed | None: ...
 
     def landed(self, run_id: UUID) -> Sequence[Landed]:
-        """Every snapshot that this run has made here, on any branch."""
+        """Every snapshot that this run has published here, on any branch; its fences are none."""
 
     def history(self, branch: str | None) -> Sequence[Landed]:
         """The branch's snapshots as far back as they are kept, newest first. Each may cost a request when it is met."""
@@ -153,6 +188,13 @@ class LoadedDataset(Protocol):
         same effect. A branch that is not there yet begins with what is published.
         Raises `LostRace` if it did not land because another commit came first, `SchemaError` if the columns or the
         partitions cannot become the table's, and `TransientError` if it is not known whether it landed.
+        """
+
+    def fence(self, branch: str | None, tag: CommitTag) -> None:
+        """Add a snapshot that changes nothing and says that `tag`'s run gave its plan up. Raises as `commit`.
+
+        Whoever loaded the dataset before loses the race then, and finds it when loading again. A branch that is not
+        there is not made: the fence is put on the published one.
         """
 
 
@@ -333,7 +375,7 @@ class Ledger(Protocol):
         """Store the spec; the same spec again is no error, another under the same run_id is a `ConflictError`."""
 
     def claim(self, spec: JobSpec, *, worker: str) -> Claimed | Busy | Decided:
-        """Take the run for `LEASE_S`, under the next attempt number. `ConflictError` as for `submit`."""
+        """Take the run for a lease, under the next attempt number. `ConflictError` as for `submit`."""
 
     def heartbeat(self, run_id: UUID, attempt: int) -> bool:
         """Renew the lease; returns whether somebody asked to cancel the run and it has no plan yet."""
@@ -377,6 +419,9 @@ class Ledger(Protocol):
         """Give the run back to the queue; nobody may claim it for `wait_s`."""
 
     def attempts(self, run_id: UUID) -> tuple[AttemptRecord, ...]: ...
+
+    def now(self) -> datetime:
+        """The ledger's own time, in UTC: hosts' clocks differ."""
 
     def decide(self, manifest: Manifest, *, attempt: int) -> None:
         """The one compare-and-set that ends a run: terminal state, whole manifest, lineage, in one transaction.

@@ -16,8 +16,9 @@ from runner.flow.waiting import HandedBack, Waiting
 from runner.log import logger
 from runner.model.errors import ConflictError, Failure, RunnerError, SpecError
 from runner.model.manifest import Manifest
+from runner.model.policy import HEARTBEATS_A_LEASE
 from runner.model.spec import JobSpec, Stage, parse_spec
-from runner.ports import HEARTBEAT_S, Claimed, Delivery, LostLease, Ports, Queue
+from runner.ports import LEASE_S, Claimed, Delivery, LostLease, Ports, Queue
 
 OUTAGE_PAUSE_S = 2.0
 """How long a message rests after its worker met a service that is away."""
@@ -38,10 +39,10 @@ Outcome = Manifest | Waiting | Lost | Failure
 class Worker:
     """Takes jobs of one stage, one at a time."""
 
-    def __init__(self, ports: Ports, queue: Queue, *, heartbeat_s: float = HEARTBEAT_S) -> None:
+    def __init__(self, ports: Ports, queue: Queue, *, lease_s: float = LEASE_S) -> None:
         self._ports = ports
         self._queue = queue
-        self._heartbeat_s = heartbeat_s
+        self._lease_s = lease_s
         self.stopping = False
         """True once a signal asked to stop: no further job is taken."""
         self._at_work = False
@@ -130,11 +131,11 @@ class Worker:
             beat.join()
 
     def _beat(self, done: Event, delivery: Delivery, spec: JobSpec, claimed: Claimed, room: Room) -> None:
-        while not done.wait(self._heartbeat_s):
+        while not done.wait(self._lease_s / HEARTBEATS_A_LEASE):
             try:
                 if self._ports.ledger.heartbeat(spec.run_id, claimed.attempt):
                     self._ports.engine(spec.stage).stop()
-                self._queue.hide(delivery, seconds=self._heartbeat_s * 4)
+                self._queue.hide(delivery, seconds=self._lease_s)
                 upload_log(spec, claimed.attempt, self._ports, room)
             except LostLease:
                 # The job learns it at its next write to the ledger; until then it harms nobody.

@@ -247,6 +247,10 @@ class PgLedger:
                 for row in connection.execute(QUERIES["attempts"], {"run_id": run_id})
             )
 
+    def now(self) -> datetime:
+        with self._transaction() as connection:
+            return _aware(_one(connection.execute(QUERIES["now"]))["now"])
+
     def decide(self, manifest: Manifest, *, attempt: int) -> None:
         run_id = manifest.run_id
         with self._transaction() as connection:

@@ -29,6 +29,10 @@ class S3Objects:
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
 
+    def check(self) -> None:
+        with self._errors(""):
+            self._require_bucket()
+
     def get(self, key: str) -> bytes | None:
         with self._errors(key):
             try:

@@ -34,9 +34,10 @@ _ATTRIBUTES_BYTES = 4096
 class SqsQueue:
     """Implements `Queue`: the queues `<prefix><stage>` and `<prefix><stage>-dlq`."""
 
-    def __init__(self, client: SQSClient, prefix: str) -> None:
+    def __init__(self, client: SQSClient, prefix: str, *, lease_s: float = LEASE_S) -> None:
         self._client = client
         self._prefix = prefix
+        self._lease_s = _whole_seconds(lease_s, LONGEST_HIDE_S)
         self._urls: dict[str, str] = {}
 
     def create(self, stage: Stage) -> None:
@@ -55,7 +56,7 @@ class SqsQueue:
             self._client.set_queue_attributes(
                 QueueUrl=self._client.create_queue(QueueName=name)["QueueUrl"],
                 Attributes={
-                    "VisibilityTimeout": str(int(LEASE_S)),
+                    "VisibilityTimeout": str(self._lease_s),
                     "MessageRetentionPeriod": str(LONGEST_RETENTION_S),
                     "ReceiveMessageWaitTimeSeconds": str(LONGEST_POLL_S),
                     "RedrivePolicy": json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": str(MAX_RECEIVES)}),
@@ -82,7 +83,8 @@ class SqsQueue:
             answer = self._client.receive_message(
                 QueueUrl=self._url(name),
                 MaxNumberOfMessages=1,
-                VisibilityTimeout=int(LEASE_S),
+                VisibilityTimeout=self._lease_s,
+                MessageSystemAttributeNames=["ApproximateReceiveCount"],
                 WaitTimeSeconds=_whole_seconds(wait_s, LONGEST_POLL_S),
             )
         for message in answer.get("Messages", []):
@@ -91,6 +93,7 @@ class SqsQueue:
                 body=message["Body"],
                 receipt=message["ReceiptHandle"],
                 message_id=message["MessageId"],
+                receives=int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
             )
         return None
 

@@ -15,11 +15,11 @@ from runner.flow.job import run_job
 from runner.flow.waiting import Waiting
 from runner.model.manifest import Manifest, State
 from runner.model.spec import JobSpec
-from runner.ports import LEASE_S, LostLease, Ports
+from runner.ports import LostLease, Ports
 
 commands = typer.Typer()
 
-_PATIENCE_S = 2 * LEASE_S
+_LEASES_OF_PATIENCE = 2
 """A worker hears of it at its next heartbeat; one that died is given up after a lease."""
 _POLL_S = 1.0
 
@@ -45,7 +45,7 @@ def cancel(
         with terminal.progress(not as_json) as status:
             if status:
                 status.update("waiting for its worker …")
-            manifest = end_cancelled(spec, app.ports, patience_s=_PATIENCE_S if wait else 0.0)
+            manifest = end_cancelled(spec, app.ports, patience_s=_LEASES_OF_PATIENCE * app.settings.lease_s if wait else 0.0)
     row = app.ledger.run(run_id)
     state = manifest.state if manifest else row.state if row else None
     if as_json:

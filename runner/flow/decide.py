@@ -28,7 +28,7 @@ def decide(
     cancelled: bool = False,
 ) -> Manifest:
     """Raises `LostLease` where the run has become another attempt's: then that one decides."""
-    decided_at = ports.clock.now()
+    decided_at = ports.ledger.now()
     state: Literal[State.SUCCEEDED, State.FAILED, State.CANCELLED]
     state = State.CANCELLED if cancelled else State.SUCCEEDED if failure is None else State.FAILED
     logger.info("run %s: %s", state.value, failure.message if failure else _rows(outputs))

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from runner.model.errors import Category, Failure
 from runner.model.manifest import State
 
+LEASE_S = 60.0
+"""How long a claim holds without a heartbeat: the time after which a dead worker's run goes on elsewhere."""
+HEARTBEATS_A_LEASE = 4
+
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_LONGEST_S = 300.0
 _DOUBLINGS = 10

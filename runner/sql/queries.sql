@@ -128,6 +128,9 @@ WHERE run_id = %(run_id)s AND attempt = %(attempt)s;
 SELECT attempt, worker, started_at, ended_at, outcome, failure
 FROM ledger.attempts WHERE run_id = %(run_id)s ORDER BY attempt;
 
+-- name: now
+SELECT clock_timestamp() AS now;
+
 -- name: decide
 UPDATE ledger.runs
 SET state = %(state)s, manifest = %(manifest)s, failure = %(failure)s, rows_out = %(rows_out)s,

@@ -358,7 +358,7 @@ def test_a_rebuild_that_was_cut_short_is_finished_by_the_next(place: Place) -> N
 
     class Away(MemoryQueue):
         def send(self, stage: Stage, body: str) -> None:
-            if self.waiting(stage):
+            if self.depth(stage):
                 raise InfrastructureError("queue: expected an answer, got none")
             super().send(stage, body)
 
@@ -368,7 +368,7 @@ def test_a_rebuild_that_was_cut_short_is_finished_by_the_next(place: Place) -> N
     place.queue = MemoryQueue(TestClock())
     done = place.rebuild(into_existing=True)
     assert done.sent == 3
-    assert place.queue.waiting(Stage.QUERY) == 3
+    assert place.queue.depth(Stage.QUERY) == 3
     assert all(place.ledger.run(each.run_id) for each in queued)
     assert [place.ledger.manifest(each.run_id) for each in ended] == ended
 
@@ -439,11 +439,11 @@ def test_a_table_that_cannot_be_decided_is_left_out_and_nothing_is_queued_until_
         ("marts.delays", {table.metadata_location, rival})
     ]
     assert (done.tables, done.queued, done.sent, done.complete) == ([], 1, 0, False)
-    assert (place.queue.waiting(Stage.QUERY), place.listed()) == (0, [])
+    assert (place.queue.depth(Stage.QUERY), place.listed()) == (0, [])
     done = place.rebuild(into_existing=True, chosen={"marts.delays": table.metadata_location})
     assert [(each.dataset, each.document) for each in done.tables] == [("marts.delays", table.metadata_location)]
     assert (done.sent, done.complete) == (1, True)
-    assert place.queue.waiting(Stage.QUERY) == 1
+    assert place.queue.depth(Stage.QUERY) == 1
     assert place.ledger.spec(spec.run_id) == spec
     assert read(place, "marts.delays") == 2
     # What was chosen stays chosen, though the documents say no more than before.

@@ -50,7 +50,7 @@ def test_a_queued_run_is_cancelled_at_once_and_its_message_is_acknowledged(site:
 
 def test_a_run_at_work_is_ended_by_its_worker_within_a_heartbeat(site: Site) -> None:
     spec = site.app.client.submit(query(site, "at_work", LONG))
-    worker = Worker(site.app.ports, site.app.queue, heartbeat_s=0.2)
+    worker = Worker(site.app.ports, site.app.queue, lease_s=0.8)
     ended: list[Outcome] = []
     thread = Thread(target=lambda: ended.extend(worker.work(Stage.QUERY, max_jobs=1, idle_timeout_s=5)))
     thread.start()

@@ -68,7 +68,7 @@ def suffer(world: World, spec: JobSpec, left: Iterator[Mishap]) -> None:
     for mishap in left:
         with suppress(Crash, RunnerError):
             world.deliver(spec.stage, tapped(world, spec, mishap, left))
-        if not world.queue.waiting(spec.stage):
+        if not world.queue.depth(spec.stage):
             return
 
 

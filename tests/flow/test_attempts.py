@@ -181,7 +181,7 @@ def test_a_duplicate_of_a_run_at_work_waits_as_long_as_its_lease_and_changes_not
     world.deliver(spec.stage)
 
     assert seen == [Waiting(seconds=LEASE_S - 20, failure=None)]
-    assert world.queue.waiting(spec.stage) == 1, "the duplicate, hidden"
+    assert world.queue.depth(spec.stage) == 1, "the duplicate, hidden"
     world.work_off(spec.stage)
     ends_well(world, spec)
     assert len(world.engine.jobs) == 1
@@ -511,7 +511,7 @@ def test_a_heartbeat_keeps_the_lease_and_the_message_for_as_long_as_the_work_tak
 
     world.queue.hide = noticed  # type: ignore[method-assign]
     world.engine.script = [Turn(meanwhile=slow)]
-    list(world.worker(tap, heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
+    list(world.worker(tap, lease_s=0.008).work(spec.stage, max_jobs=1, idle_timeout_s=None))
     world.work_off(spec.stage)
 
     assert tap.calls.count("ledger.heartbeat") >= 3
@@ -524,7 +524,7 @@ def test_a_heartbeat_that_fails_is_made_good_by_the_next(world: World) -> None:
     tap = Tap().fail(At("before", "ledger.heartbeat"), TransientError("no answer"))
     world.engine.script = [Turn(meanwhile=until(lambda: "queue.hide" in tap.calls))]
 
-    list(world.worker(tap, heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
+    list(world.worker(tap, lease_s=0.008).work(spec.stage, max_jobs=1, idle_timeout_s=None))
 
     assert tap.calls.index("queue.hide") > tap.calls.index("ledger.heartbeat")
     ends_well(world, spec)
@@ -540,7 +540,7 @@ def test_a_heartbeat_that_finds_the_lease_lost_lets_the_message_go(world: World)
         until(lambda: ("ledger.heartbeat", LostLease) in tap.refusals)()
 
     world.engine.script = [Turn(meanwhile=meanwhile)]
-    zombie = list(world.worker(tap, heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
+    zombie = list(world.worker(tap, lease_s=0.008).work(spec.stage, max_jobs=1, idle_timeout_s=None))
 
     assert zombie == [Lost()]
     assert tap.refusals.count(("ledger.heartbeat", LostLease)) == 1, "it does not go on"
@@ -552,7 +552,7 @@ def test_a_log_can_be_read_while_the_work_goes_on(world: World) -> None:
     key = f"runs/{spec.run_id}/log.1.jsonl"
     world.engine.script = [Turn(meanwhile=until(lambda: b"execution 1" in (world.objects.get(key) or b"")))]
 
-    list(world.worker(heartbeat_s=0.002).work(spec.stage, max_jobs=1, idle_timeout_s=None))
+    list(world.worker(lease_s=0.008).work(spec.stage, max_jobs=1, idle_timeout_s=None))
 
     ends_well(world, spec)
 

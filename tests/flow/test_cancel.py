@@ -96,7 +96,7 @@ def test_the_worker_learns_of_it_by_its_heartbeat_and_stops_the_engine(world: Wo
     spec = world.submit(transform())
     world.engine.script = [Turn(until_stopped=True, meanwhile=lambda: world.ledger.cancel(spec.run_id))]
 
-    world.worker(heartbeat_s=0.01).process(world.receive(spec.stage))
+    world.worker(lease_s=0.04).process(world.receive(spec.stage))
 
     assert assert_once_and_true(world, spec).state is State.CANCELLED
 

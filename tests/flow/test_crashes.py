@@ -114,7 +114,7 @@ def test_an_outage_of_the_queue_leaves_the_message_where_it_is(world: World) -> 
     with pytest.raises(InfrastructureError, match=r"queue\.delete"):
         world.deliver(spec.stage, Tap(away={"queue.hide", "queue.delete"}))
     assert world.recorded(spec) == world.manifest(spec)
-    assert world.queue.waiting(spec.stage) == 1
+    assert world.queue.depth(spec.stage) == 1
 
     world.work_off(spec.stage)
     assert [each.outcome for each in ends_well(world, spec).attempts] == ["succeeded"]
@@ -183,6 +183,6 @@ def test_a_decision_whose_answer_alone_was_lost_is_never_taken_back(world: World
     told = world.deliver(spec.stage, Tap().fail(At("after", "ledger.decide"), TransientError("no answer")))
 
     assert isinstance(told, Lost)
-    assert world.queue.waiting(spec.stage) == 1
+    assert world.queue.depth(spec.stage) == 1
     world.work_off(spec.stage)
     assert [each.outcome for each in ends_well(world, spec).attempts] == ["succeeded"]

@@ -41,7 +41,7 @@ def test_a_message_that_is_no_spec_is_buried_with_its_reason(world: World, body:
     assert isinstance(outcome, Failure)
     assert outcome.category is Category.SPEC
     assert outcome.message == letter.reason
-    assert world.queue.waiting(Stage.TRANSFORM) == 0
+    assert world.queue.depth(Stage.TRANSFORM) == 0
     assert world.ledger.runs(limit=9) == []
 
 
@@ -53,7 +53,7 @@ def test_a_spec_in_another_stages_queue_is_buried_and_touches_no_run(world: Worl
 
     (letter,) = world.queue.dead_letters(Stage.LOAD)
     assert letter.reason == f"run {spec.run_id}: expected a spec for stage load, got one for transform"
-    assert world.queue.waiting(Stage.LOAD) == 0
+    assert world.queue.depth(Stage.LOAD) == 0
     assert world.ledger.run(spec.run_id) is None
 
 
@@ -116,7 +116,7 @@ def test_the_dead_letter_is_there_before_the_message_goes(world: World) -> None:
     with pytest.raises(InfrastructureError):
         world.deliver(Stage.TRANSFORM, Tap().fail(At("before", "queue.bury"), InfrastructureError("away")))
 
-    assert world.queue.waiting(Stage.TRANSFORM) == 1
+    assert world.queue.depth(Stage.TRANSFORM) == 1
     world.work_off(Stage.TRANSFORM)
     assert len(world.queue.dead_letters(Stage.TRANSFORM)) == 1
 
@@ -133,7 +133,7 @@ def test_where_nothing_can_be_recorded_the_message_rests_a_moment_and_the_worker
     with pytest.raises(error, match="away"):
         world.deliver(spec.stage, Tap().fail(At("before", call), error("away")))
 
-    assert world.queue.waiting(spec.stage) == 1
+    assert world.queue.depth(spec.stage) == 1
     world.deliver(spec.stage)
     assert (world.clock.now() - began).total_seconds() == OUTAGE_PAUSE_S
     ends_well(world, spec)

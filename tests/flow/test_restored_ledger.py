@@ -30,7 +30,7 @@ COMMITTED = At("after", "tables.commit")
 
 def deliver_again(world: World, spec: JobSpec) -> None:
     """The message may be gone with the run; orchestrators and `ledger rebuild` send the stored spec again."""
-    if not world.queue.waiting(spec.stage):
+    if not world.queue.depth(spec.stage):
         world.queue.send(spec.stage, spec.to_json())
     world.work_off(spec.stage)
 

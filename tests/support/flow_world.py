@@ -351,7 +351,7 @@ class World:
     def datasets(self, name: str) -> Datasets:
         return self.tables if is_table(name) else S3Prefixes(self.objects, self.clock)
 
-    def worker(self, tap: Tap | None = None, *, heartbeat_s: float = FAR_FROM_ANY_BEAT_S) -> Worker:
+    def worker(self, tap: Tap | None = None, *, lease_s: float = FAR_FROM_ANY_BEAT_S) -> Worker:
         """A process of its own, with its own scratch; `tap` sees and disturbs what this one does."""
         tap = tap or Tap()
         self._workers += 1
@@ -371,7 +371,7 @@ class World:
             scratch=self._scratch / str(self._workers),
             worker=f"worker-{self._workers}",
         )
-        return Worker(ports, cast(Queue, _Tapped(tap, "queue", self.queue)), heartbeat_s=heartbeat_s)
+        return Worker(ports, cast(Queue, _Tapped(tap, "queue", self.queue)), lease_s=lease_s)
 
     # ------------------------------------------------------------ runs and their deliveries
 
@@ -394,7 +394,7 @@ class World:
         """Deliveries until the queue is empty, the first of them through `taps`; a worker that ends is followed."""
         waiting = list(taps)
         ended: list[Outcome | type[BaseException]] = []
-        while self.queue.waiting(stage):
+        while self.queue.depth(stage):
             assert len(ended) < MOST_DELIVERIES, f"still not over after {ended}"
             try:
                 outcome = self.deliver(stage, waiting.pop(0) if waiting else None)
@@ -604,5 +604,5 @@ def assert_once_and_true(world: World, spec: JobSpec) -> Manifest:
     row = world.ledger.run(spec.run_id)
     assert row is not None
     assert row.state is manifest.state
-    assert world.queue.waiting(spec.stage) == 0, "the message is gone"
+    assert world.queue.depth(spec.stage) == 0, "the message is gone"
     return manifest

@@ -69,6 +69,7 @@ class _Message:
     message_id: str
     visible_at: datetime
     receipt: str | None = None
+    receives: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +103,14 @@ class MemoryQueue:
             return None
         self._clock.advance(max((message.visible_at - self._clock.now()).total_seconds(), 0))
         message.receipt = str(uuid4())
+        message.receives += 1
         message.visible_at = self._clock.now() + timedelta(seconds=LEASE_S)
         return Delivery(
             stage=stage,
             body=json.loads(message.wire)["body"],
             receipt=message.receipt,
             message_id=message.message_id,
+            receives=message.receives,
         )
 
     def hide(self, delivery: Delivery, *, seconds: float) -> None:
@@ -128,8 +131,7 @@ class MemoryQueue:
     def dead_letters(self, stage: Stage) -> list[Buried]:
         return [Buried(**json.loads(wire)) for wire in self._dead[stage]]
 
-    def waiting(self, stage: Stage) -> int:
-        """Messages of the stage, hidden ones too."""
+    def depth(self, stage: Stage) -> int:
         return len(self._messages[stage])
 
     def _find(self, delivery: Delivery) -> _Message | None:
@@ -151,6 +153,9 @@ class MemoryObjects:
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{key}"
+
+    def check(self) -> None:
+        """It always answers."""
 
     def get(self, key: str) -> bytes | None:
         return self._objects.get(key)
@@ -537,6 +542,9 @@ class MemoryLedger:
     def attempts(self, run_id: UUID) -> tuple[AttemptRecord, ...]:
         with self._using:
             return tuple(self._runs[run_id].attempts) if run_id in self._runs else ()
+
+    def now(self) -> datetime:
+        return self._clock.now()
 
     def decide(self, manifest: Manifest, *, attempt: int) -> None:
         with self._using:

@@ -35,7 +35,7 @@ def test_a_queued_run_ends_at_once_and_its_message_goes_with_the_worker_that_mee
     manifest = end_cancelled(spec, ports, patience_s=0)
     assert manifest is not None
     assert manifest.state is State.CANCELLED
-    assert world.queue.waiting(spec.stage) == 1
+    assert world.queue.depth(spec.stage) == 1
 
     assert world.work_off(spec.stage) == [manifest]
     assert assert_once_and_true(world, spec) == manifest

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from runner.adapters.aws import aws_errors, error_code
-from runner.model.errors import InfrastructureError
+from runner.adapters.sqs import QueueUrls, dead_letters_name, queue_name, sqs_errors, stale_receipts_accepted
 from runner.model.spec import Stage
 from runner.ports import LEASE_S, Delivery
 
@@ -38,13 +36,13 @@ class SqsQueue:
         self._client = client
         self._prefix = prefix
         self._lease_s = _whole_seconds(lease_s, LONGEST_HIDE_S)
-        self._urls: dict[str, str] = {}
+        self._urls = QueueUrls(client)
 
     def create(self, stage: Stage) -> None:
         """Make the stage's queue and its dead-letter queue; one that is there gets its attributes again."""
-        name, dead = self._name(stage), self._dead_letters(stage)
+        name, dead = queue_name(self._prefix, stage), dead_letters_name(self._prefix, stage)
         # Attributes are set in a second call: CreateQueue refuses a queue that is there with other ones.
-        with self._errors(dead):
+        with sqs_errors(self._client, dead):
             dead_url = self._client.create_queue(QueueName=dead)["QueueUrl"]
             self._client.set_queue_attributes(
                 QueueUrl=dead_url, Attributes={"MessageRetentionPeriod": str(LONGEST_RETENTION_S)}
@@ -52,7 +50,7 @@ class SqsQueue:
             arn = self._client.get_queue_attributes(QueueUrl=dead_url, AttributeNames=["QueueArn"])["Attributes"][
                 "QueueArn"
             ]
-        with self._errors(name):
+        with sqs_errors(self._client, name):
             self._client.set_queue_attributes(
                 QueueUrl=self._client.create_queue(QueueName=name)["QueueUrl"],
                 Attributes={
@@ -65,23 +63,23 @@ class SqsQueue:
 
     def depth(self, stage: Stage) -> int:
         """About how many messages wait, visible or not: SQS does not promise to be exact."""
-        name = self._name(stage)
+        name = queue_name(self._prefix, stage)
         names: Sequence[Literal["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]]
         names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
-        with self._errors(name):
-            found = self._client.get_queue_attributes(QueueUrl=self._url(name), AttributeNames=names)["Attributes"]
+        with sqs_errors(self._client, name):
+            found = self._client.get_queue_attributes(QueueUrl=self._urls.of(name), AttributeNames=names)["Attributes"]
         return sum(int(found[each]) for each in names)
 
     def send(self, stage: Stage, body: str) -> None:
-        name = self._name(stage)
-        with self._errors(name):
-            self._client.send_message(QueueUrl=self._url(name), MessageBody=body)
+        name = queue_name(self._prefix, stage)
+        with sqs_errors(self._client, name):
+            self._client.send_message(QueueUrl=self._urls.of(name), MessageBody=body)
 
     def receive(self, stage: Stage, *, wait_s: float) -> Delivery | None:
-        name = self._name(stage)
-        with self._errors(name):
+        name = queue_name(self._prefix, stage)
+        with sqs_errors(self._client, name):
             answer = self._client.receive_message(
-                QueueUrl=self._url(name),
+                QueueUrl=self._urls.of(name),
                 MaxNumberOfMessages=1,
                 VisibilityTimeout=self._lease_s,
                 MessageSystemAttributeNames=["ApproximateReceiveCount"],
@@ -99,72 +97,33 @@ class SqsQueue:
 
     def hide(self, delivery: Delivery, *, seconds: float) -> None:
         """SQS hides a delivery for 12 hours at most; the next delivery then finds the run claimed."""
-        name = self._name(delivery.stage)
-        with self._errors(name), _stale_receipts_accepted():
+        name = queue_name(self._prefix, delivery.stage)
+        with sqs_errors(self._client, name), stale_receipts_accepted():
             self._client.change_message_visibility(
-                QueueUrl=self._url(name),
+                QueueUrl=self._urls.of(name),
                 ReceiptHandle=delivery.receipt,
                 VisibilityTimeout=_whole_seconds(seconds, LONGEST_HIDE_S),
             )
 
     def delete(self, delivery: Delivery) -> None:
-        name = self._name(delivery.stage)
-        with self._errors(name), _stale_receipts_accepted():
-            self._client.delete_message(QueueUrl=self._url(name), ReceiptHandle=delivery.receipt)
+        name = queue_name(self._prefix, delivery.stage)
+        with sqs_errors(self._client, name), stale_receipts_accepted():
+            self._client.delete_message(QueueUrl=self._urls.of(name), ReceiptHandle=delivery.receipt)
 
     def bury(self, delivery: Delivery, *, reason: str) -> None:
-        dead = self._dead_letters(delivery.stage)
+        dead = dead_letters_name(self._prefix, delivery.stage)
         attributes: dict[str, MessageAttributeValueTypeDef] = {
             "reason": {"DataType": "String", "StringValue": _attribute(reason)},
             "message_id": {"DataType": "String", "StringValue": delivery.message_id},
         }
         if len(delivery.body.encode()) + _ATTRIBUTES_BYTES > LARGEST_MESSAGE_BYTES:
             attributes = {}  # a body that fills the message leaves no room; the log has the reason
-        with self._errors(dead):
-            self._client.send_message(QueueUrl=self._url(dead), MessageBody=delivery.body, MessageAttributes=attributes)
+        with sqs_errors(self._client, dead):
+            self._client.send_message(
+                QueueUrl=self._urls.of(dead), MessageBody=delivery.body, MessageAttributes=attributes
+            )
         # Only now: dying in between leaves the message twice, the other order could leave it nowhere.
         self.delete(delivery)
-
-    def _name(self, stage: Stage) -> str:
-        return f"{self._prefix}{stage.value}"
-
-    def _dead_letters(self, stage: Stage) -> str:
-        return f"{self._name(stage)}-dlq"
-
-    def _url(self, name: str) -> str:
-        if name not in self._urls:
-            self._urls[name] = self._client.get_queue_url(QueueName=name)["QueueUrl"]
-        return self._urls[name]
-
-    @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        from botocore.exceptions import ClientError
-
-        with aws_errors(self._client, f"queue {name}"):
-            try:
-                yield
-            except ClientError as exc:
-                if error_code(exc) not in {"NonExistentQueue", "QueueDoesNotExist"}:
-                    raise
-                raise InfrastructureError(
-                    f"queue {name} does not exist at {self._client.meta.endpoint_url}",
-                    hint="RUNNER_QUEUE_PREFIX names the queues; `runner up` makes the embedded services' own",
-                ) from exc
-
-
-@contextmanager
-def _stale_receipts_accepted() -> Iterator[None]:
-    """A message that is gone, or another's by now, is no error: AWS lets a delete succeed and do nothing.
-
-    InvalidParameterValue is how SQS says that a message is no longer in flight, or 12 hours are over.
-    """
-    from botocore.exceptions import ClientError
-
-    try:
-        yield
-    except ClientError as exc:
-        if error_code(exc) not in {"ReceiptHandleIsInvalid", "MessageNotInflight", "InvalidParameterValue"}:
-            raise
 
 
 def _whole_seconds(seconds: float, longest: int) -> int:

@@ -29,6 +29,8 @@ class JsonLines(logging.Formatter):
             **_RUN.get(),
             "message": record.getMessage(),
         }
+        if getattr(record, "alert", False):
+            line["alert"] = True  # what a person should hear of: a metric filter counts these
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)

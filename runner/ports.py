@@ -72,6 +72,9 @@ class DeadLetter:
     reason: str | None
     """None where nobody gave one: the queue itself moved it, after too many deliveries."""
     sent_at: datetime
+    """When it came here; what the queue itself moved keeps the time at which it was first sent."""
+    receives: int = 1
+    """How often it has been received by now, looks among them, about."""
 
 
 class DeadLetters(Protocol):
@@ -87,10 +90,20 @@ class DeadLetters(Protocol):
         """A message that is gone already is no error."""
 
     def depth(self, stage: Stage) -> int:
-        """About how many there are."""
+        """About how many there are, hidden ones too."""
 
 
 # ---------------------------------------------------------------- objects
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An object as a listing has it."""
+
+    key: str
+    bytes: int
+    stored_at: datetime
+    """By the store's clock."""
 
 
 class Objects(Protocol):
@@ -193,8 +206,8 @@ class LoadedDataset(Protocol):
     def fence(self, branch: str | None, tag: CommitTag) -> None:
         """Add a snapshot that changes nothing and says that `tag`'s run gave its plan up. Raises as `commit`.
 
-        Whoever loaded the dataset before loses the race then, and finds it when loading again. A branch that is not
-        there is not made: the fence is put on the published one.
+        Whoever loaded the dataset before loses the race then, and finds it when loading again: on the branch, or,
+        for a table that has no such branch yet, on what is published.
         """
 
 
@@ -365,6 +378,35 @@ class RunRow:
     pipeline_run: UUID | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LapsedLease:
+    """A run whose worker is heard of no more, and that nobody has taken since."""
+
+    run_id: UUID
+    attempt: int
+    worker: str
+    expired_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resend:
+    """A run whose message is to be sent now, by whoever got this."""
+
+    run_id: UUID
+    spec: str
+    """As it was stored, whichever release wrote it."""
+    noted: bool
+    """Whether anybody noted that it was sent before: else its submit may have been cut short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What the ledger knows of a run that something was found of."""
+
+    spec: str
+    decided_at: datetime | None
+
+
 class Ledger(Protocol):
     """Postgres. Every write of an attempt requires that the run is still that attempt's and undecided.
 
@@ -373,6 +415,9 @@ class Ledger(Protocol):
 
     def submit(self, spec: JobSpec) -> datetime:
         """Store the spec; the same spec again is no error, another under the same run_id is a `ConflictError`."""
+
+    def sent(self, run_ids: Sequence[UUID]) -> None:
+        """Note that messages of these runs have just been queued."""
 
     def claim(self, spec: JobSpec, *, worker: str) -> Claimed | Busy | Decided:
         """Take the run for a lease, under the next attempt number. `ConflictError` as for `submit`."""
@@ -472,7 +517,6 @@ class Ports:
     datasets: Callable[[str], Datasets]
     """The adapter that keeps a dataset, by the dataset's name: tables are kept otherwise than prefixes."""
     engine: Callable[[Stage], Engine]
-    clock: Clock
     production_ref: str
     """The branch of a logic repository whose commits may publish to other than `dev_` datasets."""
     software: Software

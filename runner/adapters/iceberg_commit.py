@@ -73,6 +73,11 @@ def any_of(_: DataFile | ManifestFile) -> bool:
     return True
 
 
+def none_of(_: DataFile | ManifestFile) -> bool:
+    """For a commit that changes nothing."""
+    return False
+
+
 def may_hold_effect(manifest: ManifestFile, effects: Mapping[int | None, object], effect: object) -> bool:
     """Whether files of `effect` can be listed: what another effect's snapshot added is that effect's alone.
 

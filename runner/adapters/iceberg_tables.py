@@ -34,6 +34,7 @@ from runner.adapters.iceberg_commit import (
     evolve,
     may_hold_effect,
     may_hold_partition,
+    none_of,
     split,
 )
 from runner.adapters.iceberg_files import (
@@ -55,6 +56,7 @@ from runner.ports import CommitTag, Landed, LostRace, ServedFile
 
 _MAIN = "main"
 _TAG = "stage-runner."
+_FENCE = f"{_TAG}fence"
 _NO_RETRIES = {"commit.retry.num-retries": "0"}
 """pyiceberg would retry a lost race by itself, and with it a zombie's commit: the flow looks first instead."""
 _PROPERTIES = {"format-version": "2", **_NO_RETRIES}
@@ -101,7 +103,7 @@ class IcebergTables:
     def pin(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
         with _translated(dataset):
             table = self._load(dataset)
-            if table is None or table.metadata.current_snapshot() is None:
+            if table is None or _snapshot(table.metadata, None) is None:
                 came = "no such table" if table is None else "a table without a snapshot"
                 raise DataError(
                     f"input {dataset}: expected a published table, got {came}",
@@ -156,6 +158,19 @@ class IcebergTables:
                     uri=entry.data_file.file_path, bytes=entry.data_file.file_size_in_bytes, holds_rows=True
                 )
 
+    def named_files(self, dataset: str) -> frozenset[str] | None:
+        """URIs of what any snapshot that is kept names, on whatever branch; None where there is no such table."""
+        with _translated(dataset):
+            table = self._load(dataset)
+            if table is None:
+                return None
+            io = table.io
+            lists = {each.manifest_path: each for made in table.metadata.snapshots for each in made.manifests(io)}
+            with ThreadPoolExecutor(READERS) as threads:
+                # Entries of what a snapshot took out are named as well: this says what may not be deleted.
+                entries = threads.map(lambda each: each.fetch_manifest_entry(io, discard_deleted=False), lists.values())
+                return frozenset(entry.data_file.file_path for found in entries for entry in found)
+
     def load(self, dataset: str) -> LoadedTable:
         with _translated(dataset):
             return LoadedTable(self._catalog, dataset, self._load(dataset), bucket=self._bucket)
@@ -168,9 +183,10 @@ class IcebergTables:
 
 
 def _snapshot(metadata: TableMetadata, snapshot: str | None) -> Snapshot | None:
-    """The named snapshot, or the newest that is published."""
+    """The named snapshot, or the newest that a run or somebody else published: a fence is no version of the data."""
     if snapshot is None:
-        return metadata.current_snapshot()
+        published = ancestors_of(metadata.current_snapshot(), metadata)
+        return next((each for each in published if not _landed(each).fence), None)
     return metadata.snapshot_by_id(int(snapshot)) if snapshot.isdecimal() else None
 
 
@@ -214,7 +230,8 @@ class LoadedTable:
         return None if snapshot is None else _landed(snapshot)
 
     def landed(self, run_id: UUID) -> Sequence[Landed]:
-        return [each for each in self._made.values() if each.tag is not None and each.tag.run_id == run_id]
+        made = self._made.values()
+        return [each for each in made if each.tag is not None and each.tag.run_id == run_id and not each.fence]
 
     def history(self, branch: str | None) -> Sequence[Landed]:
         if self._table is None:
@@ -231,9 +248,20 @@ class LoadedTable:
         return None if self._table is None else self._table.metadata.snapshot_by_name(branch or _MAIN)
 
     def commit(self, output: OutputRecord, tag: CommitTag) -> str:
+        with self._committing():
+            return self._commit(output, tag)
+
+    def fence(self, branch: str | None, tag: CommitTag) -> None:
+        with self._committing():
+            self._fence(branch if branch and self._head(branch) else None, tag)
+
+    @contextmanager
+    def _committing(self) -> Iterator[None]:
         with _translated(self._dataset):
+            if self._spent:
+                raise LostRace(f"{self._dataset}: this handle has committed")
             try:
-                return self._commit(output, tag)
+                yield
             except (CommitFailedException, TableAlreadyExistsError) as exc:
                 raise LostRace(str(exc)) from exc
             except CommitStateUnknownException as exc:
@@ -258,8 +286,6 @@ class LoadedTable:
                 hint="rerun with --publish",
                 subject=self._dataset,
             )
-        if self._spent:
-            raise LostRace(f"{self._dataset}: this handle has committed")
         if self._table is not None:
             require_partitions(self._dataset, there=self.partition_by, asked=output.partition_by)
         if not output.files:
@@ -289,6 +315,23 @@ class LoadedTable:
         transaction.commit_transaction()
         self._spent = True  # pyiceberg has moved the table in our hands on to the new state
         return str(publication.snapshot_id)
+
+    def _fence(self, branch: str | None, tag: CommitTag) -> None:
+        if self._table is None:
+            raise InfrastructureError(f"{self._dataset}: expected a table to put a fence on, got none")
+        transaction, base = self._table.transaction(), self._head(branch)
+        publication = Publication(
+            transaction,
+            self._io,
+            base=base,
+            branch=branch or _MAIN,
+            found=split(self._io, base, goes=none_of, may_hold=none_of),
+            come=(),
+            summary=_summary(tag) | {_FENCE: "true"},
+        )
+        publication.commit()
+        transaction.commit_transaction()
+        self._spent = True
 
     def _begin(self, schema: Schema, output: OutputRecord) -> Transaction:
         if self._table is None:
@@ -385,7 +428,7 @@ def _landed(snapshot: Snapshot) -> Landed:
             # Releases before it was written knew no other range.
             range=summary.get(f"{_TAG}range", WHOLE_TABLE),
         )
-    return Landed(snapshot=str(snapshot.snapshot_id), tag=tag)
+    return Landed(snapshot=str(snapshot.snapshot_id), tag=tag, fence=_FENCE in summary)
 
 
 @contextmanager

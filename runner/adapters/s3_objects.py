@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 from runner.adapters.aws import aws_errors, error_code
 from runner.model.errors import InfrastructureError, TransientError
+from runner.ports import StoredObject
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
 
 _CONDITIONAL_TRIES = 5
 _CONDITIONAL_PAUSE_S = 0.2
+_LARGEST_DELETE = 1000
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
 
 
 class S3Objects:
@@ -80,6 +83,29 @@ class S3Objects:
             for page in pages:
                 for entry in page.get("CommonPrefixes", []):
                     yield entry["Prefix"][len(prefix) : -1]
+
+    def entries(self, prefix: str) -> Iterator[StoredObject]:
+        """What is below `prefix`, in order of the keys, page by page."""
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    yield StoredObject(key=entry["Key"], bytes=entry["Size"], stored_at=entry["LastModified"])
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; one that is gone is no error. In a bucket that keeps versions, those stay."""
+        for start in range(0, len(keys), _LARGEST_DELETE):
+            batch = keys[start : start + _LARGEST_DELETE]
+            with self._errors(batch[0]):
+                answer = self._client.delete_objects(
+                    Bucket=self._bucket, Delete={"Objects": [{"Key": key} for key in batch], "Quiet": True}
+                )
+            for refused in answer.get("Errors", []):
+                key, code = refused.get("Key", ""), refused.get("Code", "")
+                raise InfrastructureError(
+                    f"object {self.uri(key)}: expected S3 to delete it, got {code}: {refused.get('Message', '')}",
+                    hint="check what the policy of these credentials allows",
+                )
 
     def stored_at(self, key: str) -> datetime | None:
         """When the object was put, by S3's clock, to the second; None if there is none."""

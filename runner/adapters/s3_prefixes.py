@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, overload
 from uuid import UUID
 
@@ -22,6 +23,7 @@ _DOCUMENT = re.compile(r"(?:(?P<number>[0-9]{8})|(?P<branch>rerun_[0-9a-f]{32}))
 _EARLIER_RUNS = 200
 """How many versions back a document names the runs: 8 KB in each, and a look at 10,000 versions reads 50."""
 _DOCUMENTS_KEPT = 256
+_READERS = 8
 
 
 class PrefixSnapshot(Strict):
@@ -44,6 +46,8 @@ class PrefixSnapshot(Strict):
     files: tuple[FileRecord, ...]
     rows: int | None
     columns: tuple[Column, ...] | None
+    fence: bool = False
+    """True for one with the files of the version before: the run has given a plan up."""
     earlier_runs: tuple[UUID, ...] = ()
     """The runs that made the versions just before this one, newest first. A branch names none."""
 
@@ -58,6 +62,10 @@ class PrefixSnapshot(Strict):
             submitted_at=self.submitted_at,
             range=self.range,
         )
+
+    @property
+    def landed(self) -> Landed:
+        return Landed(snapshot=self.snapshot, tag=self.tag, fence=self.fence)
 
 
 class S3Prefixes:
@@ -76,7 +84,7 @@ class S3Prefixes:
         """One listing of the versions."""
         there = self._snapshots(dataset)
         if snapshot is None:
-            wanted = str(_newest(there))
+            wanted = self._published(dataset, there)
             expected = "at least one version"
         else:
             wanted = snapshot.lstrip("0")  # a spec may say 007
@@ -88,6 +96,14 @@ class S3Prefixes:
                 subject=dataset,
             )
         return Pin(as_=alias, dataset=dataset, snapshot=wanted, metadata=self._objects.uri(_key(dataset, wanted)))
+
+    def _published(self, dataset: str, there: frozenset[str]) -> str:
+        """The newest version that a run published; "0" where there is none."""
+        for number in _numbers(there):
+            document = self.read(dataset, str(number))
+            if document is None or not document.fence:
+                return str(number)
+        return "0"
 
     def state(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
         raise SpecError(
@@ -106,6 +122,12 @@ class S3Prefixes:
             )
         return [ServedFile(uri=file.uri, bytes=file.bytes, holds_rows=True) for file in document.files]
 
+    def named_files(self, dataset: str) -> frozenset[str]:
+        """URIs of what any version that is kept names, reruns' own among them."""
+        with ThreadPoolExecutor(_READERS) as readers:
+            documents = readers.map(lambda snapshot: self._fetch(dataset, snapshot), self._snapshots(dataset))
+            return frozenset(file.uri for document in documents if document for file in document.files)
+
     def load(self, dataset: str) -> LoadedPrefix:
         return LoadedPrefix(self, dataset, self._snapshots(dataset))
 
@@ -113,20 +135,32 @@ class S3Prefixes:
         """A version's document, or None. A document never changes, so the last ones read are kept."""
         key = _key(dataset, snapshot)
         if key not in self._documents:
-            raw = self._objects.get(key)
-            if raw is None:
+            document = self._fetch(dataset, snapshot)
+            if document is None:
                 return None
-            document = parse_json(PrefixSnapshot, raw, what=self._objects.uri(key), error=InfrastructureError)
             while len(self._documents) >= _DOCUMENTS_KEPT:
                 self._documents.pop(next(iter(self._documents)))
             self._documents[key] = document
         return self._documents[key]
 
+    def _fetch(self, dataset: str, snapshot: str) -> PrefixSnapshot | None:
+        key = _key(dataset, snapshot)
+        raw = self._objects.get(key)
+        if raw is None:
+            return None
+        return parse_json(PrefixSnapshot, raw, what=self._objects.uri(key), error=InfrastructureError)
+
     def create(
-        self, dataset: str, snapshot: str, parent: PrefixSnapshot | None, output: OutputRecord, tag: CommitTag
+        self,
+        dataset: str,
+        snapshot: str,
+        parent: PrefixSnapshot | None,
+        content: OutputRecord | PrefixSnapshot | None,
+        tag: CommitTag,
+        *,
+        fence: bool = False,
     ) -> None:
         """Write the version's document. Raises `LostRace` if there is one already."""
-        published = output.branch is None
         document = PrefixSnapshot(
             dataset=dataset,
             snapshot=snapshot,
@@ -139,10 +173,13 @@ class S3Prefixes:
             submitted_at=tag.submitted_at,
             range=tag.range,
             committed_at=self._clock.now(),
-            files=output.files,
-            rows=output.rows,
-            columns=output.columns,
-            earlier_runs=(parent.run_id, *parent.earlier_runs)[:_EARLIER_RUNS] if parent and published else (),
+            files=content.files if content else (),
+            rows=content.rows if content else None,
+            columns=content.columns if content else None,
+            fence=fence,
+            earlier_runs=(
+                (parent.run_id, *parent.earlier_runs)[:_EARLIER_RUNS] if parent and snapshot.isdecimal() else ()
+            ),
         )
         if not self._objects.put_if_absent(_key(dataset, snapshot), document.to_json().encode()):
             raise LostRace(f"{dataset}: expected to create version {snapshot}, got one that is there already")
@@ -173,7 +210,7 @@ class LoadedPrefix:
 
     def head(self, branch: str | None) -> Landed | None:
         document = self._read(branch or str(self._newest))
-        return Landed(snapshot=document.snapshot, tag=document.tag) if document else None
+        return document.landed if document else None
 
     def landed(self, run_id: UUID) -> Sequence[Landed]:
         """Newest first, and exact: reads one document in 201, and those of the run itself."""
@@ -185,7 +222,7 @@ class LoadedPrefix:
                 runs = (document.run_id, *document.earlier_runs)
                 found += [self._read(str(number - back)) for back, run in enumerate(runs) if run == run_id]
                 unread = number - len(runs)
-        return [Landed(snapshot=each.snapshot, tag=each.tag) for each in found if each]
+        return [each.landed for each in found if each and not each.fence]
 
     def history(self, branch: str | None) -> Sequence[Landed]:
         """A version's document is read when it is met, so that a look at the newest does not read 10,000."""
@@ -200,6 +237,11 @@ class LoadedPrefix:
         snapshot = output.branch or str(self._newest + 1)
         self._prefixes.create(self._dataset, snapshot, self._read(str(self._newest)), output, tag)
         return snapshot
+
+    def fence(self, branch: str | None, tag: CommitTag) -> None:
+        """Takes the name that the run's own version would have had: a branch has no other."""
+        newest = self._read(str(self._newest))
+        self._prefixes.create(self._dataset, branch or str(self._newest + 1), newest, newest, tag, fence=True)
 
     def _read(self, snapshot: str) -> PrefixSnapshot | None:
         """None for what was not listed: never made, expired, or made after this handle was loaded."""
@@ -226,7 +268,7 @@ class _Versions(Sequence[Landed]):
         snapshot = self._snapshots[place]
         document = self._read(snapshot)
         # One that has expired since it was listed was there, and nobody can say any more whose it was.
-        return Landed(snapshot=snapshot, tag=document.tag if document else None)
+        return document.landed if document else Landed(snapshot=snapshot, tag=None)
 
 
 def _numbers(snapshots: frozenset[str]) -> list[int]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from runner.model.errors import ConflictError, InfrastructureError
+from runner.model.errors import ConflictError, Failure, InfrastructureError, RunnerError
 from runner.model.manifest import Manifest
 from runner.model.names import manifest_key
 from runner.model.spec import JobSpec
 from runner.model.strict import parse_json
 from runner.ports import Busy, Claimed, Decided, Ports
+
+
+class Unheard(Exception):
+    """Whether the run is over already could not be asked, so nothing may be decided about it."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
 
 
 def claim(spec: JobSpec, ports: Ports) -> Claimed | Busy | Decided:
@@ -18,10 +26,14 @@ def claim(spec: JobSpec, ports: Ports) -> Claimed | Busy | Decided:
 def recall(spec: JobSpec, claimed: Claimed, ports: Ports) -> Manifest | None:
     """The manifest that S3 keeps of a run that the ledger, back from a backup, does not know to be over; put back.
 
-    Raises `ConflictError` where it is of another spec: the ledger has forgotten that this run_id was taken.
+    Raises `ConflictError` where it is of another spec: the ledger has forgotten that this run_id was taken; and
+    `Unheard` where S3 does not answer.
     """
     key = manifest_key(spec.run_id)
-    kept = ports.objects.get(key)
+    try:
+        kept = ports.objects.get(key)
+    except RunnerError as away:
+        raise Unheard(away.failure) from away
     if kept is None:
         return None
     # A body cut off on its way is no reason to decide anything: hence not the `SpecError` of a request.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 from runner.log import logger
-from runner.model.errors import Category, ConflictError, Failure
+from runner.model.errors import Category, ConflictError, Failure, RunnerError
 from runner.model.manifest import NO_SNAPSHOT, OutputRecord, Plan
 from runner.model.ranges import WHOLE_TABLE, overlap
 from runner.model.spec import JobSpec
@@ -21,20 +22,40 @@ class StateMoved(Exception):
         self.plan_id = plan_id
 
 
+class Refused(Exception):
+    """An output of the plan was not committed, and why; those before it, in the order of commits, have landed."""
+
+    def __init__(self, output: OutputRecord, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.output = output
+        self.failure = failure
+
+
 def commit(spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> tuple[OutputRecord, ...]:
     """Returns the outputs with their snapshots.
 
-    Raises `ConflictError` where another plan of this run has landed, or a newer run has written the same range, and
-    `StateMoved` where the plan is void. Several outputs are not one transaction: what landed before an error stays,
-    and is found by the next attempt. Those that began from a state go first: only they can make a plan void.
+    Raises `Refused`, of category `conflict` where another plan of this run has landed, or a newer run has written the
+    same range, and `StateMoved` where the plan is void. Several outputs are not one transaction: what landed before an
+    error stays, and is found by the next attempt. Those that began from a state go first: only they can make a plan
+    void.
     """
-    ordered = sorted(plan.outputs, key=lambda output: output.state is None)
-    landed = {output.dataset: _commit_one(output, spec, claimed, plan, ports) for output in ordered}
+    landed = dict[str, OutputRecord]()
+    for output in in_order(plan):
+        try:
+            landed[output.dataset] = _commit_one(output, spec, claimed, plan, ports)
+        except RunnerError as error:
+            raise Refused(output, error.failure) from error
     return tuple(landed[output.dataset] for output in plan.outputs)
 
 
-def _commit_one(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> OutputRecord:
-    tag = CommitTag(
+def in_order(plan: Plan) -> list[OutputRecord]:
+    """As every worker commits them: so none gets past an output that is fenced."""
+    return sorted(plan.outputs, key=lambda output: output.state is None)
+
+
+def tag_of(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Plan) -> CommitTag:
+    """What an output's snapshot says of who made it."""
+    return CommitTag(
         run_id=spec.run_id,
         effect=spec.effect,
         plan_id=plan.plan_id,
@@ -43,14 +64,19 @@ def _commit_one(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Pla
         submitted_at=claimed.submitted_at,
         range=output.range,
     )
+
+
+def _commit_one(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> OutputRecord:
+    tag = tag_of(output, spec, claimed, plan)
     while True:
         dataset = ports.datasets(output.dataset).load(output.dataset)
         snapshot = _adopt(output, tag, dataset)
         if snapshot is None:
             _refuse_if_older(output, tag, dataset)
             _refuse_if_taken_up(output, tag, dataset)
+            _refuse_if_fenced(output, tag, dataset)
             if not _is_where_it_began(output, tag, dataset):
-                raise _moved(output, plan, dataset, ports)
+                raise _moved(output, spec, plan, dataset, ports)
             try:
                 snapshot = dataset.commit(output, tag)
             except LostRace:
@@ -79,9 +105,9 @@ def _refuse_if_older(output: OutputRecord, tag: CommitTag, dataset: LoadedDatase
     if output.quarantine or output.branch is not None:
         return
     for landed in dataset.history(None):
-        if landed.tag is None or not overlap(landed.tag.range, tag.range):
+        if landed.tag is None or landed.fence or not overlap(landed.tag.range, tag.range):
             continue
-        theirs, ours = (landed.tag.logical_time, landed.tag.submitted_at), (tag.logical_time, tag.submitted_at)
+        theirs, ours = _precedence(landed.tag), _precedence(tag)
         if theirs > ours:
             raise ConflictError(
                 f"{output.dataset}: expected no newer run's data, got snapshot {landed.snapshot} of run "
@@ -93,15 +119,22 @@ def _refuse_if_older(output: OutputRecord, tag: CommitTag, dataset: LoadedDatase
             return  # what is before it and has rows of ours is older than it, or it would not have landed
 
 
+def _precedence(tag: CommitTag) -> tuple[datetime, datetime, UUID]:
+    """Of two that are submitted in the same microsecond one has to win, whichever commits first."""
+    return tag.logical_time, tag.submitted_at, tag.run_id
+
+
 def _refuse_if_taken_up(output: OutputRecord, tag: CommitTag, dataset: LoadedDataset) -> None:
     """A rerun of an append takes its effect's files out; rows that have become part of others it would double."""
     if output.mode != "append" or output.branch is not None or tag.effect == tag.run_id:
         return
     taken_up_by = None
     for landed in dataset.history(None):
-        if landed.tag is not None and landed.tag.effect == tag.effect:
+        if landed.tag is None or landed.fence:
+            continue
+        if landed.tag.effect == tag.effect:
             break
-        if landed.tag is not None and landed.tag.range == WHOLE_TABLE:
+        if landed.tag.range == WHOLE_TABLE:
             taken_up_by = landed.tag.run_id
     else:
         return
@@ -114,6 +147,19 @@ def _refuse_if_taken_up(output: OutputRecord, tag: CommitTag, dataset: LoadedDat
         )
 
 
+def _refuse_if_fenced(output: OutputRecord, tag: CommitTag, dataset: LoadedDataset) -> None:
+    """An attempt of this run has given the plan up; one that was planned after that may land."""
+    branch = output.branch if dataset.head(output.branch) else None
+    for landed in dataset.history(branch):
+        if landed.snapshot == output.base:
+            return
+        if landed.fence and landed.tag is not None and landed.tag.run_id == tag.run_id:
+            raise ConflictError(
+                f"{output.dataset}: expected nobody to have given plan {tag.plan_id} up, got fence {landed.snapshot}",
+                subject=output.dataset,
+            )
+
+
 def _is_where_it_began(output: OutputRecord, tag: CommitTag, dataset: LoadedDataset) -> bool:
     """Whether the table still has the state that this output was computed from.
 
@@ -122,12 +168,16 @@ def _is_where_it_began(output: OutputRecord, tag: CommitTag, dataset: LoadedData
     if output.state is None or output.branch is not None:
         return True
     head = dataset.head(None)
+    if head is not None and head.fence:  # a fence changes nothing
+        head = next((each for each in dataset.history(None) if not each.fence), None)
     if head is None or head.snapshot == output.state:
         return (head.snapshot if head else NO_SNAPSHOT) == output.state
     return head.tag is not None and head.tag.effect == tag.effect
 
 
-def _moved(output: OutputRecord, plan: Plan, dataset: LoadedDataset, ports: Ports) -> StateMoved | ConflictError:
+def _moved(
+    output: OutputRecord, spec: JobSpec, plan: Plan, dataset: LoadedDataset, ports: Ports
+) -> StateMoved | ConflictError:
     head = dataset.head(None)
     message = (
         f"{output.dataset}: expected it at snapshot {output.state}, which this run began from, "
@@ -135,6 +185,10 @@ def _moved(output: OutputRecord, plan: Plan, dataset: LoadedDataset, ports: Port
     )
     if any(ports.datasets(each.dataset).load(each.dataset).landed(plan.run_id) for each in plan.outputs):
         return ConflictError(f"{message}, after other outputs of it had landed", subject=output.dataset)
+    if any(each.dataset == output.dataset and each.snapshot for each in spec.outputs):
+        # The spec names the state, as a rerun's does: begun anew it would begin from the same.
+        hint = "rerun with --latest-inputs to begin from what is published now, or without --publish to compare"
+        return ConflictError(message, subject=output.dataset, hint=hint)
     hint = "somebody else wrote the table meanwhile; the run begins anew from what is there now"
     return StateMoved(
         Failure(category=Category.TRANSIENT, message=message, subject=output.dataset, hint=hint), plan.plan_id

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from runner.flow.audit import audit
-from runner.flow.claim import claim, recall
-from runner.flow.commit import StateMoved, commit
+from runner.flow.claim import Unheard, claim, recall
+from runner.flow.commit import Refused, StateMoved, commit
 from runner.flow.decide import decide, decide_cancelled
 from runner.flow.execute import execute
-from runner.flow.fail import fail, settle, unexpected
+from runner.flow.fail import fail, settle, unexpected, unheard
 from runner.flow.lease import lease
 from runner.flow.plan import plan
 from runner.flow.production import prove_production
@@ -37,16 +37,21 @@ def run_job(spec: JobSpec, ports: Ports, *, keep: Keep) -> Manifest | Waiting:
         if isinstance(claimed, Decided):
             return claimed.manifest if claimed.recorded else record(claimed.manifest, ports)
         fields = {"run_id": str(spec.run_id), "attempt": claimed.attempt, "pipeline": spec.pipeline, "task": spec.task}
-        with bound_to_run(here.log, **fields), keep(spec, claimed, here):
-            ended = _attempt(spec, claimed, ports, here)
+        try:
+            with bound_to_run(here.log, **fields), keep(spec, claimed, here):
+                ended = _attempt(spec, claimed, ports, here)
+        except HandedBack:
+            with suppress(LostLease):  # decided already, or another's
+                ports.ledger.release(spec.run_id, claimed.attempt, outcome="handed back", failure=None, wait_s=0)
+            raise
         return ended if isinstance(ended, Waiting) else record(ended, ports)
 
 
 def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manifest | Waiting:
     planned, pins, report = claimed.plan, claimed.pins or (), Report()
 
-    def failed(failure: Failure) -> Manifest | Waiting:
-        return fail(spec, claimed, ports, here, pins=pins, plan=planned, report=report, failure=failure)
+    def failed(failure: Failure | Refused) -> Manifest | Waiting:
+        return fail(spec, claimed, ports, here, pins=pins, plan=planned, report=report, why=failure)
 
     try:
         if recalled := recall(spec, claimed, ports):
@@ -68,17 +73,18 @@ def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manif
         return decide(
             spec, claimed, ports, here, pins=pins, plan=planned, outputs=outputs, failure=failure, report=report
         )
-    except HandedBack:
-        ports.ledger.release(spec.run_id, claimed.attempt, outcome="handed back", failure=None, wait_s=0)
-        raise
     except LostLease:
         raise
+    except Unheard as away:
+        return unheard(spec, claimed, ports, away.failure)
     except CancelWanted:
         return decide_cancelled(spec, claimed, ports, here, pins=pins, report=report)
     except StateMoved as moved:
         ports.ledger.void(spec.run_id, claimed.attempt, moved.plan_id)
         planned, pins = None, ()
         return failed(moved.failure)
+    except Refused as refused:
+        return failed(refused)
     except RunnerError as error:
         return failed(error.failure)
     except Exception as error:  # noqa: BLE001 - a fault of ours must not take the worker down, nor the run out of the record

@@ -83,7 +83,8 @@ def _record(
             )
         )
     branch = rerun_branch(spec.run_id) if spec.publishes_to_branch else None
-    head = ports.datasets(output.dataset).load(output.dataset).head(branch)
+    dataset = ports.datasets(output.dataset).load(output.dataset)
+    head = dataset.head(branch) or dataset.head(None)
     logger.info("%s: %s staged", output.dataset, _size(output, files))
     declared = next((each for each in spec.outputs if each.dataset == output.dataset), _QUARANTINE)
     return OutputRecord(

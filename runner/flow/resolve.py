@@ -88,7 +88,7 @@ def resolve(spec: JobSpec, logic: LogicRecord, pins: tuple[Pin, ...], ports: Por
         scratch=str(room.scratch),
         resources=spec.resources,
         publish=spec.publish,
-        stamp=Stamp(logic_commit=spec.logic.commit, run_id=spec.run_id, processed_at=ports.clock.now()),
+        stamp=Stamp(logic_commit=spec.logic.commit, run_id=spec.run_id, processed_at=ports.ledger.now()),
     )
     return Resolved(logic=logic, pins=pins, served=served, job=job)
 

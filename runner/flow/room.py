@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -12,6 +13,8 @@ from uuid import uuid4
 from runner.model.errors import InfrastructureError
 from runner.model.spec import JobSpec
 from runner.ports import Ports
+
+_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,25 @@ def room(spec: JobSpec, ports: Ports) -> Iterator[Room]:
     made = Room((ports.scratch / f"{spec.run_id}.{uuid4().hex[:8]}").absolute())
     try:
         made.out.mkdir(parents=True)
+        unlocked = made.folder / "lock.new"
+        lock = unlocked.open("wb")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        unlocked.rename(made.folder / _LOCK)  # under this name only when it is held
     except OSError as exc:
         raise InfrastructureError(f"scratch {made.folder}: expected a folder to write to, got {exc.strerror}") from exc
     try:
         yield made
     finally:
         shutil.rmtree(made.folder, ignore_errors=True)
+        lock.close()
+
+
+def sweep(scratch: Path) -> int:
+    """Remove the rooms of workers that were killed: the kernel let go of their locks. Returns how many."""
+    swept = 0
+    for lock in scratch.glob(f"*/{_LOCK}"):
+        with suppress(OSError), lock.open("rb") as held:  # another worker may be sweeping too
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+            swept += 1
+    return swept

@@ -27,7 +27,7 @@ from runner.model.errors import (
 from runner.model.manifest import Manifest, State
 from runner.ports import LEASE_S, LostLease
 from runner.worker import Lost, Outcome
-from tests.flow.moments import CLAIMED, PLANNED, ends_well
+from tests.flow.moments import BEFORE_A_JOB, CLAIMED, PLANNED, ends_well
 from tests.support.flow_world import At, Crash, Tap, Turn, World, assert_once_and_true, load, transform
 
 
@@ -196,7 +196,7 @@ def test_a_duplicate_of_a_run_that_is_over_executes_nothing_and_goes(world: Worl
     again = world.deliver(spec.stage, tap)
 
     assert again == over
-    assert tap.calls == ["queue.receive", "ledger.claim", "queue.delete"]
+    assert tap.calls == [*BEFORE_A_JOB, "ledger.claim", "queue.delete"]
     ends_well(world, spec)
 
 
@@ -211,7 +211,7 @@ def test_a_duplicate_records_what_is_decided_and_not_yet_recorded(world: World) 
     recorded = world.deliver(spec.stage, tap)
 
     assert recorded == decided
-    assert [call for call in tap.calls if call != "queue.receive"] == [
+    assert [call for call in tap.calls if call not in BEFORE_A_JOB] == [
         "ledger.claim",
         "objects.put_if_absent",
         "ledger.mark_recorded",

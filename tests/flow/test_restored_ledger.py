@@ -12,6 +12,7 @@ from runner.model.manifest import State
 from runner.model.names import manifest_key
 from runner.model.spec import JobSpec
 from tests.flow.moments import (
+    BEFORE_A_JOB,
     CASES,
     CLAIMED,
     DECIDED,
@@ -63,7 +64,7 @@ def test_a_ledger_that_lost_everything_gets_the_record_back(world: World) -> Non
 
     assert ends_well(world, spec) == over
     assert tap.calls == [
-        "queue.receive",
+        *BEFORE_A_JOB,
         "ledger.claim",
         "objects.get",
         "ledger.decide",

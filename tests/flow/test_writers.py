@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -83,15 +84,19 @@ def test_an_earlier_submission_that_comes_last_is_refused(world: World) -> None:
     assert world.head(DELAYS) == second.run_id
 
 
-def test_a_tie_to_the_moment_is_won_by_whoever_commits_last(world: World) -> None:
-    """Neither is newer, so neither is refused."""
-    one, other = world.submit(transform(logical_time=JUNE_1)), world.submit(transform(logical_time=JUNE_1))
+@pytest.mark.parametrize("rival", [UUID(int=0), UUID(int=2**128 - 1)], ids=["lower", "higher"])
+def test_a_tie_to_the_moment_is_won_by_the_higher_id_whoever_commits_last(world: World, rival: UUID) -> None:
+    """Ids are drawn in order of time, so the higher one was drawn later; and one of the two has to win."""
+    spec = world.submit(transform(logical_time=JUNE_1))
+    submitted_at = world.ledger.submit(spec)
+    world.publish(DELAYS, run_id=rival, logical_time=spec.logical_time, submitted_at=submitted_at)
 
-    world.work_off(one.stage)
+    world.work_off(spec.stage)
 
-    assert world.manifest(one).submitted_at == world.manifest(other).submitted_at
-    ends_well(world, one)
-    ends_well(world, other)
+    manifest = assert_once_and_true(world, spec)
+    assert manifest.submitted_at == submitted_at
+    assert manifest.state is (State.SUCCEEDED if rival < spec.run_id else State.FAILED)
+    assert world.head(DELAYS) == max(rival, spec.run_id)
 
 
 def test_a_writer_from_outside_is_no_run_and_is_overwritten(world: World) -> None:

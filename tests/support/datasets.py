@@ -261,3 +261,71 @@ class DatasetsContract:
 
         assert pin.snapshot == snapshot
         assert [each.uri for each in rig.datasets.files(pin) if each.holds_rows] == [output.files[0].uri]
+
+    # ------------------------------------------------------------ fences
+
+    def test_a_fence_changes_nothing_that_a_reader_sees(self, rig: Rig) -> None:
+        snapshot = rig.publish()
+        before = rig.datasets.pin(rig.name, "x", None)
+        served = [each.uri for each in rig.datasets.files(before) if each.holds_rows]
+
+        rig.load().fence(None, tag_of(uuid4()))
+
+        pin = rig.datasets.pin(rig.name, "x", None)
+        assert pin.snapshot == before.snapshot == snapshot
+        assert [each.uri for each in rig.datasets.files(pin) if each.holds_rows] == served
+
+    def test_a_fence_says_whose_it_is_and_is_nothing_that_the_run_published(self, rig: Rig) -> None:
+        snapshot = rig.publish()
+        tag = tag_of(uuid4())
+
+        rig.load().fence(None, tag)
+
+        dataset = rig.load()
+        head = dataset.head(None)
+        assert head is not None
+        assert (head.tag, head.fence) == (tag, True)
+        assert [(each.snapshot, each.fence) for each in dataset.history(None)][1:] == [(snapshot, False)]
+        assert list(dataset.landed(tag.run_id)) == []
+
+    def test_who_loaded_before_a_fence_lands_nothing(self, rig: Rig) -> None:
+        rig.publish()
+        stale, tag = rig.load(), tag_of(uuid4())
+        rig.load().fence(None, tag)
+
+        with pytest.raises(LostRace):
+            stale.commit(rig.output(), tag)
+
+        assert list(rig.load().landed(tag.run_id)) == []
+
+    def test_who_loaded_before_a_commit_fences_nothing(self, rig: Rig) -> None:
+        rig.publish()
+        stale, tag = rig.load(), tag_of(uuid4())
+        rig.publish(tag)
+
+        with pytest.raises(LostRace):
+            stale.fence(None, tag)
+
+        assert len(rig.load().landed(tag.run_id)) == 1
+        assert not any(each.fence for each in rig.load().history(None))
+
+    def test_a_fence_of_a_rerun_keeps_it_from_the_branch_that_it_was_to_make(self, rig: Rig) -> None:
+        rig.publish()
+        tag = tag_of(uuid4())
+        branch = rerun_branch(tag.run_id)
+        stale = rig.load()
+        rig.load().fence(branch, tag)
+
+        with pytest.raises(LostRace):
+            stale.commit(rig.output(branch), tag)
+
+        assert list(rig.load().landed(tag.run_id)) == []
+
+    def test_what_is_published_over_a_fence_is_published(self, rig: Rig) -> None:
+        rig.publish()
+        rig.load().fence(None, tag_of(uuid4()))
+
+        snapshot = rig.publish()
+
+        assert rig.datasets.pin(rig.name, "x", None).snapshot == snapshot
+        assert [each.fence for each in rig.load().history(None)] == [False, True, False]

@@ -351,7 +351,14 @@ class World:
     def datasets(self, name: str) -> Datasets:
         return self.tables if is_table(name) else S3Prefixes(self.objects, self.clock)
 
-    def worker(self, tap: Tap | None = None, *, lease_s: float = FAR_FROM_ANY_BEAT_S) -> Worker:
+    def worker(
+        self,
+        tap: Tap | None = None,
+        *,
+        lease_s: float = FAR_FROM_ANY_BEAT_S,
+        sleep: Callable[[float], None] | None = None,
+        idle: Callable[[Stage], None] = lambda _: None,
+    ) -> Worker:
         """A process of its own, with its own scratch; `tap` sees and disturbs what this one does."""
         tap = tap or Tap()
         self._workers += 1
@@ -365,13 +372,13 @@ class World:
             packages=self.packages,
             datasets=lambda name: tables if is_table(name) else S3Prefixes(objects, self.clock),
             engine=lambda stage: engine,
-            clock=self.clock,
             production_ref=PRODUCTION,
             software=Software(runner="0.0", python="3.11", packages={"core": "1"}),
             scratch=self._scratch / str(self._workers),
             worker=f"worker-{self._workers}",
         )
-        return Worker(ports, cast(Queue, _Tapped(tap, "queue", self.queue)), lease_s=lease_s)
+        queue = cast(Queue, _Tapped(tap, "queue", self.queue))
+        return Worker(ports, queue, lease_s=lease_s, sleep=sleep or self.clock.advance, idle=idle)
 
     # ------------------------------------------------------------ runs and their deliveries
 
@@ -488,12 +495,13 @@ class World:
         self,
         table: str,
         *,
+        run_id: UUID | None = None,
         logical_time: datetime | None = None,
         submitted_at: datetime | None = None,
         bytes_each: int = 1,
     ) -> UUID:
         """Another run's snapshot of `table`."""
-        tag = tag_of(logical_time, submitted_at)
+        tag = tag_of(logical_time, submitted_at, run_id=run_id)
         self.tables.load(table).commit(_published(table, bytes_each), tag)
         return tag.run_id
 
@@ -506,9 +514,11 @@ class World:
         return [path.name for path in self._scratch.glob("*/*")]
 
 
-def tag_of(logical_time: datetime | None = None, submitted_at: datetime | None = None) -> CommitTag:
+def tag_of(
+    logical_time: datetime | None = None, submitted_at: datetime | None = None, *, run_id: UUID | None = None
+) -> CommitTag:
     """The tag of a run that no test submits; from long ago, unless told otherwise."""
-    run_id = uuid4()
+    run_id = run_id or uuid4()
     long_ago = datetime(2000, 1, 1, tzinfo=UTC)
     return CommitTag(
         run_id=run_id,
@@ -522,8 +532,9 @@ def tag_of(logical_time: datetime | None = None, submitted_at: datetime | None =
 
 
 def _what_it_followed(world: World, output: OutputRecord) -> str | None:
-    """The snapshot before the output's; None where its own effect made that, of which a rerun takes the place."""
-    history = world.datasets(output.dataset).load(output.dataset).history(None)
+    """What was published before the output; None where its own effect made that, of which a rerun takes the place."""
+    every = world.datasets(output.dataset).load(output.dataset).history(None)
+    history = [each for each in every if not each.fence]  # which changes nothing
     places = [place for place, each in enumerate(history) if each.snapshot == output.snapshot]
     if not places:
         return output.state

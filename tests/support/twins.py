@@ -35,6 +35,7 @@ from runner.ports import (
     Claimed,
     Clock,
     CommitTag,
+    DeadLetter,
     Decided,
     Delivery,
     Landed,
@@ -67,6 +68,7 @@ class TestClock:
 class _Message:
     wire: bytes
     message_id: str
+    sent_at: datetime
     visible_at: datetime
     receipt: str | None = None
     receives: int = 0
@@ -87,13 +89,15 @@ class MemoryQueue:
     def __init__(self, clock: TestClock) -> None:
         self._clock = clock
         self._messages: dict[Stage, list[_Message]] = {stage: [] for stage in Stage}
-        self._dead: dict[Stage, list[bytes]] = {stage: [] for stage in Stage}
+        self._dead: dict[Stage, list[_Message]] = {stage: [] for stage in Stage}
 
     def send(self, stage: Stage, body: str) -> None:
         if not body or any(ord(char) < 0x20 and char not in "\t\n\r" for char in body):
             raise InfrastructureError(f"queue {stage.value}: expected a body that SQS takes, got {body[:40]!r}")
-        wire = json.dumps({"body": body}).encode()
-        self._messages[stage].append(_Message(wire, str(uuid4()), self._clock.now()))
+        self._messages[stage].append(self._message({"body": body}))
+
+    def _message(self, document: Mapping[str, str]) -> _Message:
+        return _Message(json.dumps(document).encode(), str(uuid4()), self._clock.now(), self._clock.now())
 
     def receive(self, stage: Stage, *, wait_s: float) -> Delivery | None:
         give_up_at = self._clock.now() + timedelta(seconds=min(wait_s, 20))
@@ -125,11 +129,20 @@ class MemoryQueue:
 
     def bury(self, delivery: Delivery, *, reason: str) -> None:
         letter = {"body": delivery.body, "reason": reason, "message_id": delivery.message_id}
-        self._dead[delivery.stage].append(json.dumps(letter).encode())
+        self._dead[delivery.stage].append(self._message(letter))
         self.delete(delivery)
 
+    def give_up(self, delivery: Delivery) -> None:
+        """What SQS does by itself to a message that was delivered too often: it stays the message that it was."""
+        message = self._find(delivery)
+        if message is not None:
+            self._messages[delivery.stage].remove(message)
+            message.visible_at = self._clock.now()
+            self._dead[delivery.stage].append(message)
+
     def dead_letters(self, stage: Stage) -> list[Buried]:
-        return [Buried(**json.loads(wire)) for wire in self._dead[stage]]
+        letters = [(each.message_id, json.loads(each.wire)) for each in self._dead[stage]]
+        return [Buried(**{"reason": "", "message_id": message_id, **letter}) for message_id, letter in letters]
 
     def depth(self, stage: Stage) -> int:
         return len(self._messages[stage])
@@ -139,6 +152,51 @@ class MemoryQueue:
             if message.receipt == delivery.receipt:
                 return message
         return None
+
+
+class MemoryDeadLetters:
+    """`DeadLetters` in memory: what the queue has buried."""
+
+    def __init__(self, queue: MemoryQueue, clock: Clock) -> None:
+        self._letters = queue._dead
+        self._clock = clock
+
+    def look(self, stage: Stage, *, limit: int) -> Sequence[DeadLetter]:
+        seen = [each for each in self._letters[stage] if each.visible_at <= self._clock.now()][:limit]
+        for message in seen:
+            message.receipt = str(uuid4())
+            message.receives += 1
+            message.visible_at = self._clock.now() + timedelta(seconds=60)
+        return [_dead_letter(stage, each) for each in seen]
+
+    def put_back(self, letter: DeadLetter) -> None:
+        message = self._find(letter)
+        if message is not None:
+            message.visible_at = self._clock.now()
+
+    def remove(self, letter: DeadLetter) -> None:
+        message = self._find(letter)
+        if message is not None:
+            self._letters[letter.stage].remove(message)
+
+    def depth(self, stage: Stage) -> int:
+        return len(self._letters[stage])
+
+    def _find(self, letter: DeadLetter) -> _Message | None:
+        return next((each for each in self._letters[letter.stage] if each.receipt == letter.receipt), None)
+
+
+def _dead_letter(stage: Stage, message: _Message) -> DeadLetter:
+    document = json.loads(message.wire)
+    return DeadLetter(
+        stage=stage,
+        body=document["body"],
+        receipt=message.receipt or "",
+        message_id=message.message_id,
+        reason=document.get("reason"),
+        sent_at=message.sent_at,
+        receives=message.receives,
+    )
 
 
 # ---------------------------------------------------------------- objects
@@ -212,6 +270,13 @@ class _Table:
         snapshot = self.refs.get(branch)
         return self.snapshots[snapshot] if snapshot else None
 
+    def published(self) -> str | None:
+        """The newest snapshot that is no fence."""
+        snapshot = self.newest(None)
+        while snapshot is not None and snapshot.landed.fence:
+            snapshot = self.snapshots.get(snapshot.parent or "")
+        return snapshot.landed.snapshot if snapshot else None
+
 
 class MemoryTables:
     """`Datasets` for tables, in memory. Gives field ids to columns, not to what is nested in them.
@@ -226,7 +291,7 @@ class MemoryTables:
 
     def pin(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
         table = self._tables.get(dataset, _Table())
-        wanted = snapshot or table.refs.get(None)
+        wanted = snapshot or table.published()
         if wanted is None or wanted not in table.snapshots:
             raise DataError(
                 f"input {dataset}: expected {f'snapshot {snapshot}' if snapshot else 'a snapshot'}, got none",
@@ -236,7 +301,7 @@ class MemoryTables:
 
     def state(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
         table = self._tables.get(dataset, _Table())
-        wanted = snapshot or table.refs.get(None) or NO_SNAPSHOT
+        wanted = snapshot or table.published() or NO_SNAPSHOT
         if wanted == NO_SNAPSHOT:
             return Pin(as_=alias, dataset=dataset, snapshot=NO_SNAPSHOT, metadata="", state=True)
         if wanted not in table.snapshots:
@@ -280,14 +345,34 @@ class MemoryTables:
             raise LostRace(f"{dataset}: another commit came first")
         table = _evolved(dataset, now, output)
         base = now.newest(output.branch) or now.newest(None)
-        files = self._content(dataset, base, output, tag)
+        return self._add(dataset, table, output.branch, base, self._content(dataset, base, output, tag), tag)
+
+    def fence(self, dataset: str, based_on: _Table, branch: str | None, tag: CommitTag) -> None:
+        now = self._tables.get(dataset, _Table())
+        if now.refs != based_on.refs:
+            raise LostRace(f"{dataset}: another commit came first")
+        branch = branch if branch in now.refs else None
+        base = now.newest(branch)
+        self._add(dataset, now, branch, base, base.files if base else {}, tag, fence=True)
+
+    def _add(
+        self,
+        dataset: str,
+        table: _Table,
+        branch: str | None,
+        base: _Snapshot | None,
+        files: Mapping[FileRecord, tuple[UUID | None, object]],
+        tag: CommitTag | None,
+        *,
+        fence: bool = False,
+    ) -> str:
         self._last_snapshot += 1
         snapshot = str(self._last_snapshot)
         metadata = f"s3://lake/{table_prefix(dataset)}metadata/{snapshot}.metadata.json"
         parent = base.landed.snapshot if base else None
-        made = _Snapshot(Landed(snapshot=snapshot, tag=tag), parent, files, metadata)
+        made = _Snapshot(Landed(snapshot=snapshot, tag=tag, fence=fence), parent, files, metadata)
         self._tables[dataset] = replace(
-            table, refs={**now.refs, output.branch: snapshot}, snapshots={**now.snapshots, snapshot: made}
+            table, refs={**table.refs, branch: snapshot}, snapshots={**table.snapshots, snapshot: made}
         )
         return snapshot
 
@@ -347,7 +432,7 @@ class LoadedMemoryTable:
 
     def landed(self, run_id: UUID) -> Sequence[Landed]:
         made = (each.landed for each in self._table.snapshots.values())
-        return [each for each in made if each.tag is not None and each.tag.run_id == run_id]
+        return [each for each in made if each.tag is not None and each.tag.run_id == run_id and not each.fence]
 
     def history(self, branch: str | None) -> Sequence[Landed]:
         found, snapshot = list[Landed](), self._table.newest(branch)
@@ -358,6 +443,9 @@ class LoadedMemoryTable:
 
     def commit(self, output: OutputRecord, tag: CommitTag) -> str:
         return self._tables.commit(self._dataset, self._table, output, tag)
+
+    def fence(self, branch: str | None, tag: CommitTag) -> None:
+        self._tables.fence(self._dataset, self._table, branch, tag)
 
 
 def _evolved(dataset: str, table: _Table, output: OutputRecord) -> _Table:
@@ -410,6 +498,7 @@ class _Run:
     manifest: str | None = None
     recorded: bool = False
     cancel_asked_at: datetime | None = None
+    sent_at: datetime | None = None
     leases: dict[str, bool] = field(default_factory=dict)
     """Tables that it holds, with whether it has them alone."""
 
@@ -432,10 +521,18 @@ class MemoryLedger:
             return self._submit(spec).submitted_at
 
     def _submit(self, spec: JobSpec) -> _Run:
-        run = self._runs.setdefault(spec.run_id, _Run(spec.to_json(), spec.digest(), self._clock.now()))
+        # No two are submitted in the same microsecond, though the test's clock stands.
+        submitted_at = self._clock.now() + timedelta(microseconds=len(self._runs))
+        run = self._runs.setdefault(spec.run_id, _Run(spec.to_json(), spec.digest(), submitted_at))
         if run.spec_sha256 != spec.digest():
             raise ConflictError(f"run {spec.run_id}: expected the spec it was submitted with, got another")
         return run
+
+    def sent(self, run_ids: Sequence[UUID]) -> None:
+        with self._using:
+            for run_id in run_ids:
+                if run_id in self._runs and self._runs[run_id].manifest is None:
+                    self._runs[run_id].sent_at = self._clock.now()
 
     def claim(self, spec: JobSpec, *, worker: str) -> Claimed | Busy | Decided:
         with self._using:
@@ -542,6 +639,12 @@ class MemoryLedger:
     def attempts(self, run_id: UUID) -> tuple[AttemptRecord, ...]:
         with self._using:
             return tuple(self._runs[run_id].attempts) if run_id in self._runs else ()
+
+    def plan_of(self, run_id: UUID) -> Plan:
+        """For tests: the plan in force."""
+        raw = self._runs[run_id].plan
+        assert raw is not None, f"run {run_id} has no plan"
+        return parse_json(Plan, raw, what="plan")
 
     def now(self) -> datetime:
         return self._clock.now()

@@ -17,20 +17,24 @@ from runner.adapters.git_logic import GitLogic
 from runner.adapters.pg_ledger import PgLedger
 from runner.adapters.s3_objects import S3Objects
 from runner.adapters.s3_prefixes import S3Prefixes
+from runner.adapters.sqs_dead_letters import SqsDeadLetters
 from runner.adapters.sqs_queue import SqsQueue
 from runner.adapters.working_tree import WorkingTrees
 from runner.client import Client
 from runner.clock import SystemClock
 from runner.config import Settings, home_environment, process_environment
 from runner.embedded.services import Endpoints, endpoints
+from runner.leftovers import Leftovers
 from runner.log import logger
 from runner.model.errors import InfrastructureError
 from runner.model.hosts import HostRules
 from runner.model.manifest import Software
 from runner.model.names import is_table
 from runner.model.spec import Source, Stage
-from runner.ports import Datasets, Engine, Ports
+from runner.ports import Engine, Ports
 from runner.rebuild import Rebuild
+from runner.reconcile import Reconcile
+from runner.redrive import Redrive
 from runner.worker import Worker
 
 if TYPE_CHECKING:
@@ -143,6 +147,21 @@ class App:
             ledger=self.ledger, objects=self.objects, queue=self.queue, tables=self.settings.catalog == "sql"
         )
 
+    @cached_property
+    def redrive(self) -> Redrive:
+        letters = SqsDeadLetters(self.aws.sqs(), self.settings.queue_prefix)
+        return Redrive(letters=letters, ledger=self.ledger, queue=self.queue, runs=self.client)
+
+    @cached_property
+    def reconcile(self) -> Reconcile:
+        return Reconcile(
+            ports=self.ports,
+            ledger=self.ledger,
+            queue=self.queue,
+            letters=SqsDeadLetters(self.aws.sqs(), self.settings.queue_prefix),
+            leftovers=Leftovers(ledger=self.ledger, objects=self.objects, datasets=self.datasets),
+        )
+
     # ------------------------------------------------------------ the worker
 
     def worker(self) -> Worker:
@@ -159,14 +178,13 @@ class App:
             packages=self.packages,
             datasets=self.datasets,
             engine=self.engine,
-            clock=self.clock,
             production_ref=self.settings.production_ref,
             software=Software(runner=__version__, python=platform.python_version(), packages={}),
             scratch=self.settings.home / "scratch",
             worker=f"{socket.gethostname()}:{os.getpid()}",
         )
 
-    def datasets(self, dataset: str) -> Datasets:
+    def datasets(self, dataset: str) -> IcebergTables | S3Prefixes:
         return self.tables if is_table(dataset) else self.prefixes
 
     @cached_property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Protocol
 from uuid import UUID
 
-from runner.model.errors import ConflictError, LogicError, SpecError
+from runner.model.errors import ConflictError, LogicError, RunnerError, SpecError
 from runner.model.manifest import Manifest
 from runner.model.names import dev_of, is_dev, log_key, spec_key
 from runner.model.pipeline import PipelineFile, parse_pipeline
@@ -60,6 +61,9 @@ class Client:
         # A ledger can be lost; the request is kept beside the record, so that queued runs can be restored.
         self.objects.put_if_absent(spec_key(spec.run_id), spec.to_json().encode())
         self.queue.send(spec.stage, spec.to_json())
+        # The run is queued: that nobody noted it must not make the caller submit another one.
+        with suppress(RunnerError):
+            self.ledger.sent([spec.run_id])
         return spec
 
     def read_spec(self, raw: bytes, *, what: str) -> JobSpec:

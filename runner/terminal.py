@@ -25,6 +25,7 @@ from runner.model.lineage import LineageNode, LineageTree
 from runner.model.manifest import Manifest, OutputRecord, State
 from runner.ports import SHORT_ID_CHARACTERS, RunRow
 from runner.rebuild import NOT_RESTORED, Rebuilt
+from runner.redrive import Action, Entry, Examined, Listed, Redriven, Remedy
 
 _PIPE_WIDTH = 160
 """Columns where nobody's terminal says: files and pipes, which should not get a terminal's line breaks."""
@@ -280,7 +281,7 @@ def differences_table(found: Iterable[Difference], left: str, right: str) -> Non
     for name in ("fact", left, right):
         table.add_column(name, overflow="fold")
     for each in found:
-        table.add_row(each.fact, printable(each.left or "—"), printable(each.right or "—"))
+        table.add_row(Text(each.fact), *(Text(printable(told or "—")) for told in (each.left, each.right)))
     if table.row_count:
         out.print(table)
 
@@ -295,6 +296,107 @@ def print_log_line(line: dict[str, Any]) -> None:
     )
     if "traceback" in line:
         say(str(line["traceback"]), style="dim")
+
+
+# ---------------------------------------------------------------- dead letters
+
+_SHORT_MESSAGE_ID = 8
+_LONGEST_BODY = 4000
+_NO_REASON = "none given"
+
+
+def letters_table(listed: Listed) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("letter", "stage", "sent (UTC)", "run", "task", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for entry in listed.entries:
+        letter = entry.letter
+        reason = Text(printable(letter.reason)) if letter.reason else Text(_NO_REASON, style="dim")
+        table.add_row(
+            letter.message_id[:_SHORT_MESSAGE_ID],
+            letter.stage.value,
+            f"{letter.sent_at:%Y-%m-%d %H:%M:%S}",
+            short(entry.spec.run_id) if entry.spec else Text("no spec", style="yellow"),
+            _task(entry),
+            _letter_state(entry),
+            reason,  # as a Text: brackets in it are no markup
+        )
+    if table.row_count:
+        out.print(table)
+    elif not listed.hidden:
+        say("no dead letters", style="dim")
+    if listed.more:
+        say(f"… and more than these {len(listed.entries):,}: --limit", style="dim")
+    if listed.hidden:
+        say(f"about {listed.hidden:,} more are hidden, as somebody looks at them: wait a minute", style="dim")
+
+
+def _task(entry: Entry) -> str:
+    return f"{entry.spec.pipeline}/{entry.spec.task}" if entry.spec else ""
+
+
+def _letter_state(entry: Entry) -> Text:
+    if entry.row is None:
+        return Text("unknown" if entry.spec else "", style="yellow")
+    return Text(entry.row.state.value, style=_COLOUR[entry.row.state])
+
+
+def show_letter(examined: Examined) -> None:
+    entry, letter = examined.entry, examined.entry.letter
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("letter", letter.message_id)
+    facts.add_row("stage", letter.stage.value)
+    facts.add_row("sent", f"{letter.sent_at:%Y-%m-%d %H:%M:%S} UTC, received {letter.receives:,} times")
+    facts.add_row("reason", Text(printable(letter.reason or _NO_REASON)))
+    facts.add_row("run", f"{entry.spec.run_id}  {_task(entry)}" if entry.spec else Text("no spec", style="yellow"))
+    if entry.spec:
+        facts.add_row("state", _letter_state(entry))
+    out.print(facts)
+    _attempts(examined)
+    if entry.row and entry.row.failure:
+        failure = entry.row.failure
+        say(f"failed [{failure.category.value}] {failure.message}", style="red")
+        if failure.hint:
+            say(f"  → {failure.hint}")
+    say("body", style="bold")
+    more = len(letter.body) - _LONGEST_BODY
+    say(letter.body[:_LONGEST_BODY] + (f" … and {more:,} more characters: --json has all" if more > 0 else ""))
+    say("redrive", style="bold")
+    say(f"  {_remedy(entry, examined.remedy, dry_run=True)}")
+
+
+def _attempts(examined: Examined) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", title="attempts", title_justify="left")
+    for name in ("attempt", "outcome", "worker", "started (UTC)", "took"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("failure", overflow="fold")
+    for each in examined.attempts:
+        table.add_row(
+            str(each.attempt),
+            each.outcome,
+            Text(printable(each.worker)),
+            f"{each.started_at:%Y-%m-%d %H:%M:%S}",
+            _took(each.started_at, each.ended_at),
+            Text(f"[{each.failure.category.value}] {printable(each.failure.message)}" if each.failure else ""),
+        )
+    if table.row_count:
+        out.print(table)
+
+
+def redriven_line(redriven: Redriven, *, dry_run: bool) -> None:
+    stays = redriven.remedy.action is Action.STAY
+    words = _remedy(redriven.entry, redriven.remedy, dry_run=dry_run)
+    say(f"{redriven.entry.letter.message_id[:_SHORT_MESSAGE_ID]}  {words}", style="yellow" if stays else "")
+
+
+def _remedy(entry: Entry, remedy: Remedy, *, dry_run: bool) -> str:
+    would = "would be " if dry_run else ""
+    if remedy.action is Action.SUBMIT and remedy.spec is not None:
+        return f"{would}submitted as run {remedy.spec.run_id}: {remedy.because}"
+    if remedy.action is Action.SEND and entry.spec is not None:
+        return f"{would}sent to {entry.spec.stage.value} again: {remedy.because}"
+    return f"{would}removed: {remedy.because}" if remedy.action is Action.REMOVE else f"stays: {remedy.because}"
 
 
 # ---------------------------------------------------------------- rebuild

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from threading import Lock
 from typing import Any, Literal, LiteralString, cast
@@ -21,7 +21,19 @@ from runner.model.lineage import edges
 from runner.model.manifest import TERMINAL, AttemptRecord, Manifest, Pin, Plan, State
 from runner.model.spec import JobSpec, Stage, parse_spec
 from runner.model.strict import parse_json
-from runner.ports import LEASE_S, Busy, CancelWanted, Claimed, Decided, Edge, LostLease, RunRow
+from runner.ports import (
+    LEASE_S,
+    Busy,
+    CancelWanted,
+    Claimed,
+    Decided,
+    Edge,
+    LapsedLease,
+    LostLease,
+    Resend,
+    RunRow,
+    Standing,
+)
 
 _MIGRATION_LOCK = 0x57A6E
 """Key of the advisory lock under which migrations run; any number that nobody else in this database uses."""
@@ -113,6 +125,10 @@ class PgLedger:
             )
         return _aware(row["submitted_at"])
 
+    def sent(self, run_ids: Sequence[UUID]) -> None:
+        with self._transaction() as connection:
+            connection.execute(QUERIES["sent"], {"run_ids": list(run_ids)})
+
     def claim(self, spec: JobSpec, *, worker: str) -> Claimed | Busy | Decided:
         at = {"run_id": spec.run_id}
         with self._transaction() as connection:
@@ -122,13 +138,14 @@ class PgLedger:
                 return Decided(manifest=_manifest(row["manifest"]), recorded=row["recorded"])
             if row["busy_s"] is not None and row["busy_s"] > 0:
                 return Busy(seconds=row["busy_s"])
+            tries = _one(connection.execute(QUERIES["tries"], at))["tries"]
             attempt = _one(connection.execute(QUERIES["take"], {**at, "lease_s": self._lease_s}))["attempt"]
             connection.execute(QUERIES["lose_earlier_attempts"], at)
             connection.execute(QUERIES["start_attempt"], {**at, "attempt": attempt, "worker": worker})
             return Claimed(
                 attempt=attempt,
-                tries=row["tries"] + 1,
-                settling=row["tries"] >= row["max_attempts"],
+                tries=tries + 1,
+                settling=tries >= row["max_attempts"],
                 submitted_at=_aware(row["submitted_at"]),
                 pins=self._pins(connection, spec.run_id) if row["pinned"] else None,
                 plan=_plan(row["plan"], spec.run_id),
@@ -154,8 +171,9 @@ class PgLedger:
 
     def pin(self, run_id: UUID, attempt: int, pins: Sequence[Pin]) -> tuple[Pin, ...]:
         with self._transaction() as connection:
-            row = _mine(connection.execute(QUERIES["mark_pinned"], _key(run_id, attempt)), run_id, attempt)
-            if not row["already"]:
+            row = _mine(connection.execute(QUERIES["fence"], _key(run_id, attempt)), run_id, attempt)
+            if not row["pinned"]:
+                connection.execute(QUERIES["mark_pinned"], {"run_id": run_id})
                 for pin in pins:
                     connection.execute(QUERIES["add_pin"], _pin_columns(run_id, pin))
             return self._pins(connection, run_id)
@@ -447,6 +465,65 @@ class PgLedger:
             connection.execute(QUERIES["list_namespace"], _table_key(table))
             connection.execute(QUERIES["list_table"], {**_table_key(table), "document": document})
 
+    # ------------------------------------------------------------ reconciling
+
+    def take_turn(self, stage: Stage, *, pause: timedelta) -> bool:
+        """Whether the stage is the caller's to look after: nobody else's turn began within `pause`."""
+        with self._transaction() as connection:
+            cursor = connection.execute(QUERIES["take_turn"], {"stage": stage.value, "pause": pause})
+            return cursor.fetchone() is not None
+
+    def lapsed_leases(self, stage: Stage) -> list[LapsedLease]:
+        with self._transaction() as connection:
+            return [
+                LapsedLease(
+                    run_id=row["run_id"],
+                    attempt=row["attempt"],
+                    worker=row["worker"],
+                    expired_at=_aware(row["lease_expires_at"]),
+                )
+                for row in connection.execute(QUERIES["lapsed_leases"], {"stage": stage.value})
+            ]
+
+    def count_sent(self, stage: Stage, *, before: datetime, quiet: timedelta, besides: Collection[UUID]) -> int:
+        """How many undecided runs were sent before; one whose sending nobody noted, `quiet` after it was submitted."""
+        given = {"stage": stage.value, "before": before, "quiet": quiet, "besides": list(besides)}
+        with self._transaction() as connection:
+            return int(_one(connection.execute(QUERIES["count_sent"], given))["runs"])
+
+    def to_send(
+        self, stage: Stage, *, sent_before: datetime, expired_before: datetime, besides: Collection[UUID]
+    ) -> dict[UUID, datetime]:
+        """Undecided runs, each with when it was last sent: those without a live lease, and any sent so long ago."""
+        given = {"stage": stage.value, "sent_before": sent_before, "expired_before": expired_before}
+        with self._transaction() as connection:
+            rows = connection.execute(QUERIES["to_send"], {**given, "besides": list(besides)})
+            return {row["run_id"]: _aware(row["sent_at"]) for row in rows}
+
+    def take_to_send(self, run_ids: Sequence[UUID], *, sent_before: datetime) -> list[Resend]:
+        """Note as sent now those that are not decided and that nobody else has sent since; send them."""
+        given = {"run_ids": list(run_ids), "sent_before": sent_before}
+        with self._transaction() as connection:
+            rows = connection.execute(QUERIES["take_to_send"], given)
+            return [Resend(run_id=row["run_id"], spec=row["spec"], noted=row["noted"]) for row in rows]
+
+    def unrecorded(self, stage: Stage, *, decided_before: datetime) -> dict[UUID, datetime]:
+        """Decided runs whose manifest nobody has noted to be in S3, each with when it was decided."""
+        given = {"stage": stage.value, "decided_before": decided_before}
+        with self._transaction() as connection:
+            return {
+                row["run_id"]: _aware(row["decided_at"]) for row in connection.execute(QUERIES["unrecorded"], given)
+            }
+
+    def standings(self, run_ids: Sequence[UUID]) -> dict[UUID, Standing]:
+        """Those of the runs that are here."""
+        with self._transaction() as connection:
+            rows = connection.execute(QUERIES["standings"], {"run_ids": list(run_ids)})
+            return {
+                row["run_id"]: Standing(spec=row["spec"], decided_at=row["decided_at"] and _aware(row["decided_at"]))
+                for row in rows
+            }
+
     # ------------------------------------------------------------ the connection
 
     @contextmanager
@@ -464,10 +541,15 @@ class PgLedger:
                 ) from exc
             except (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected) as exc:
                 raise TransientError(f"ledger: Postgres at {self._where()} asks to try again: {_line(exc)}") from exc
-            except psycopg.errors.UndefinedTable as exc:
+            except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as exc:
                 raise InfrastructureError(
                     f"ledger: expected its tables at {self._where()}, got: {_line(exc)}", hint="runner ledger migrate"
                 ) from exc
+            except BaseException as exc:
+                if not isinstance(exc, Exception):
+                    # A signal cut it off, perhaps within a statement: the next transaction needs another connection.
+                    self.close()
+                raise
 
     def _connected(self) -> psycopg.Connection[DictRow]:
         if self._connection is None or self._connection.closed or self._connection.broken:

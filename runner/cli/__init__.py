@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from runner import __version__, terminal
-from runner.cli import cancelling, looking, running, services
+from runner.cli import cancelling, dead_letters, looking, reconciling, running, services
 from runner.config import load_settings
 from runner.log import configure
 from runner.model.errors import RunnerError
@@ -22,8 +22,9 @@ cli = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for commands in (services.commands, running.commands, cancelling.commands, looking.commands):
+for commands in (services.commands, running.commands, cancelling.commands, looking.commands, reconciling.commands):
     cli.add_typer(commands)
+cli.add_typer(dead_letters.commands, name="dlq", short_help="Messages that wait for a person.")
 cli.add_typer(services.ledger_commands, name="ledger", short_help="The record of runs in Postgres.")
 
 

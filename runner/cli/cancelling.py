@@ -45,7 +45,8 @@ def cancel(
         with terminal.progress(not as_json) as status:
             if status:
                 status.update("waiting for its worker …")
-            manifest = end_cancelled(spec, app.ports, patience_s=_LEASES_OF_PATIENCE * app.settings.lease_s if wait else 0.0)
+            patience_s = _LEASES_OF_PATIENCE * app.settings.lease_s if wait else 0.0
+            manifest = end_cancelled(spec, app.ports, patience_s=patience_s)
     row = app.ledger.run(run_id)
     state = manifest.state if manifest else row.state if row else None
     if as_json:

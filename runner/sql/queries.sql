@@ -6,19 +6,26 @@ VALUES (%(run_id)s, %(effect)s, %(pipeline)s, %(task)s, %(pipeline_run)s, %(stag
         %(spec_sha256)s, %(logical_time)s, %(max_attempts)s)
 ON CONFLICT (run_id) DO NOTHING;
 
+-- name: sent
+-- A run that is over by now needs no message.
+UPDATE ledger.runs SET sent_at = clock_timestamp() WHERE run_id = ANY(%(run_ids)s) AND decided_at IS NULL;
+
 -- name: stored_spec
 SELECT spec, spec_sha256, submitted_at FROM ledger.runs WHERE run_id = %(run_id)s;
 
 -- name: lock_run
--- tries leaves out attempts that were handed back: a stopped worker spends none.
 SELECT r.spec_sha256, r.state, r.attempt, r.max_attempts, r.submitted_at, r.plan, r.manifest,
        r.recorded_at IS NOT NULL AS recorded, r.pinned_at IS NOT NULL AS pinned,
        r.cancel_asked_at IS NOT NULL AND r.plan IS NULL AS cancelled,
-       extract(epoch FROM greatest(r.lease_expires_at, r.not_before) - clock_timestamp())::float8 AS busy_s,
-       (SELECT count(*) FROM ledger.attempts a WHERE a.run_id = r.run_id AND a.outcome <> 'handed back') AS tries
+       extract(epoch FROM greatest(r.lease_expires_at, r.not_before) - clock_timestamp())::float8 AS busy_s
 FROM ledger.runs r
 WHERE r.run_id = %(run_id)s
 FOR UPDATE OF r;
+
+-- name: tries
+-- Attempts that were handed back are left out: a stopped worker spends none. Asked when the row is locked, by a
+-- statement of its own: one that has waited for the lock still sees the other tables as they were before.
+SELECT count(*) AS tries FROM ledger.attempts WHERE run_id = %(run_id)s AND outcome <> 'handed back';
 
 -- name: take
 UPDATE ledger.runs
@@ -41,7 +48,7 @@ WHERE run_id = %(run_id)s AND attempt = %(attempt)s AND state = 'running'
 RETURNING cancel_asked_at IS NOT NULL AND plan IS NULL AS cancel_wanted;
 
 -- name: fence
-SELECT plan FROM ledger.runs
+SELECT plan, pinned_at IS NOT NULL AS pinned FROM ledger.runs
 WHERE run_id = %(run_id)s AND attempt = %(attempt)s AND state = 'running'
 FOR UPDATE;
 
@@ -72,9 +79,7 @@ SELECT name, %(run_id)s, name = ANY(%(exclusive)s) FROM unnest(%(datasets)s::tex
 ON CONFLICT (dataset, run_id) DO UPDATE SET exclusive = leases.exclusive OR excluded.exclusive;
 
 -- name: mark_pinned
-UPDATE ledger.runs SET pinned_at = coalesce(pinned_at, clock_timestamp())
-WHERE run_id = %(run_id)s AND attempt = %(attempt)s AND state = 'running'
-RETURNING pinned_at = (SELECT r.pinned_at FROM ledger.runs r WHERE r.run_id = %(run_id)s) AS already;
+UPDATE ledger.runs SET pinned_at = clock_timestamp() WHERE run_id = %(run_id)s;
 
 -- name: add_pin
 INSERT INTO ledger.pins (run_id, alias, dataset, snapshot, metadata, state)
@@ -134,7 +139,7 @@ SELECT clock_timestamp() AS now;
 -- name: decide
 UPDATE ledger.runs
 SET state = %(state)s, manifest = %(manifest)s, failure = %(failure)s, rows_out = %(rows_out)s,
-    decided_at = %(decided_at)s, lease_expires_at = NULL, not_before = NULL
+    decided_at = %(decided_at)s, lease_expires_at = NULL, not_before = NULL, sent_at = NULL
 WHERE run_id = %(run_id)s AND attempt = %(attempt)s AND state = 'running'
 RETURNING attempt;
 
@@ -152,7 +157,8 @@ VALUES (%(run_id)s, %(output)s, %(output_snapshot)s, %(input)s, %(input_snapshot
         %(logic_commit)s, %(rows_out)s, %(decided_at)s);
 
 -- name: mark_recorded
-UPDATE ledger.runs SET recorded_at = coalesce(recorded_at, clock_timestamp()) WHERE run_id = %(run_id)s;
+UPDATE ledger.runs SET recorded_at = coalesce(recorded_at, clock_timestamp())
+WHERE run_id = %(run_id)s AND decided_at IS NOT NULL;
 
 -- name: spec
 SELECT spec FROM ledger.runs WHERE run_id = %(run_id)s;
@@ -276,3 +282,46 @@ INSERT INTO catalog.iceberg_tables (catalog_name, table_namespace, table_name, m
 VALUES (%(catalog)s, %(namespace)s, %(table)s, %(document)s, 'TABLE')
 ON CONFLICT (catalog_name, table_namespace, table_name) DO UPDATE
 SET previous_metadata_location = iceberg_tables.metadata_location, metadata_location = excluded.metadata_location;
+
+-- name: take_turn
+-- One at a time: of several that ask at once the first makes or moves the row, and the others then find it moved.
+INSERT INTO ledger.reconciled (stage, at) VALUES (%(stage)s, clock_timestamp())
+ON CONFLICT (stage) DO UPDATE SET at = clock_timestamp() WHERE reconciled.at < clock_timestamp() - %(pause)s::interval
+RETURNING stage;
+
+-- name: lapsed_leases
+SELECT r.run_id, r.attempt, r.lease_expires_at, a.worker
+FROM ledger.runs r JOIN ledger.attempts a ON a.run_id = r.run_id AND a.attempt = r.attempt
+WHERE r.decided_at IS NULL AND r.stage = %(stage)s AND r.state = 'running' AND r.lease_expires_at <= clock_timestamp()
+ORDER BY r.lease_expires_at, r.run_id;
+
+-- name: count_sent
+-- Where nobody noted the sending, a submit may still be between the ledger and the queue for a while.
+SELECT count(*) AS runs FROM ledger.runs
+WHERE decided_at IS NULL AND stage = %(stage)s AND coalesce(sent_at, submitted_at + %(quiet)s::interval) < %(before)s
+  AND run_id <> ALL(%(besides)s::uuid[]);
+
+-- name: to_send
+SELECT run_id, coalesce(sent_at, submitted_at) AS sent_at FROM ledger.runs
+WHERE decided_at IS NULL AND stage = %(stage)s AND coalesce(sent_at, submitted_at) < %(sent_before)s
+  AND (lease_expires_at IS NULL OR lease_expires_at <= clock_timestamp()
+       OR coalesce(sent_at, submitted_at) < %(expired_before)s)
+  AND run_id <> ALL(%(besides)s::uuid[])
+ORDER BY submitted_at, run_id;
+
+-- name: take_to_send
+-- Noted before it is done: of two that reconcile at once one sends. Who dies in between is found out by the next.
+UPDATE ledger.runs r SET sent_at = clock_timestamp()
+FROM (SELECT run_id, sent_at FROM ledger.runs
+      WHERE run_id = ANY(%(run_ids)s) AND decided_at IS NULL AND coalesce(sent_at, submitted_at) < %(sent_before)s
+      ORDER BY run_id FOR UPDATE) AS due
+WHERE r.run_id = due.run_id
+RETURNING r.run_id, r.spec, due.sent_at IS NOT NULL AS noted;
+
+-- name: unrecorded
+SELECT run_id, decided_at FROM ledger.runs
+WHERE decided_at < %(decided_before)s AND recorded_at IS NULL AND stage = %(stage)s
+ORDER BY decided_at, run_id;
+
+-- name: standings
+SELECT run_id, spec, decided_at FROM ledger.runs WHERE run_id = ANY(%(run_ids)s);

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[2] / "runner"
 FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"cli", "terminal", "doctor"}),
     frozenset({"app", "embedded", "sequence"}),
-    frozenset({"worker", "client", "rebuild", "adapters"}),
+    frozenset({"worker", "client", "rebuild", "redrive", "reconcile", "leftovers", "adapters"}),
     frozenset({"flow", "sandbox"}),
     frozenset({"engines", "ports", "config", "log", "clock"}),
     frozenset({"model"}),
@@ -28,6 +28,7 @@ BESIDE = {
     ("cli", "terminal"): "what a command prints",
     ("cli", "doctor"): "a command's own file",
     ("app", "embedded"): "the addresses of the embedded services",
+    ("reconcile", "leftovers"): "what it finds in the bucket",
 }
 """Imports along a floor. All others point down."""
 
@@ -41,6 +42,7 @@ APART = {
 
 SHARED_ROOMS = {
     "runner.adapters.aws": "how boto3's clients are made, and its errors translated",
+    "runner.adapters.sqs": "how queues are called and found, and SQS's errors translated",
     "runner.adapters.git_objects": "how git is run, what may be in a commit, and where commits are kept",
     "runner.adapters.iceberg_commit": "one snapshot of an Iceberg table, for the adapter of tables",
     "runner.adapters.iceberg_files": "what Iceberg is to know of a file, for the adapter of tables",

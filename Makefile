@@ -4,11 +4,12 @@
 PYTHON ?=
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
+FAULTS_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
-.PHONY: help demo test lint format bench schemas lock up down clean
+.PHONY: help demo test faults lint format bench schemas lock up down clean
 
 # The root holds folders named like packages (dbt/, airflow/): it must not come before site-packages on sys.path.
 export PYTHONSAFEPATH := 1
@@ -23,6 +24,9 @@ demo: .venv/.stamp-runner .venv-emulator/.stamp ## The sample pipeline on real f
 
 test: .venv/.stamp-dev .venv-emulator/.stamp ## All tests (make test PYTEST_ARGS="-k lease" for some)
 	@.venv/bin/pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+faults: .venv/.stamp-dev .venv-emulator/.stamp ## Kill, freeze and cut off workers everywhere, and count what is lost or doubled
+	@PYTHONPATH=. .venv/bin/python tests/faults/suite.py $(FAULTS_ARGS)
 
 lint: .venv/.stamp-dev ## Style, formatting, types, and no package registry's address in any file
 	@.venv/bin/ruff check --quiet

@@ -167,7 +167,7 @@ class App:
     def worker(self) -> Worker:
         """Raises `SpecError` for settings that no job could run with, before the first one is taken."""
         HostRules.parse(self.source_hosts)
-        return Worker(self.ports, self.queue, lease_s=self.settings.lease_s)
+        return Worker(self.ports, self.queue, lease_s=self.settings.lease_s, idle=self.reconcile.quick)
 
     @cached_property
     def ports(self) -> Ports:

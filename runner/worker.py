@@ -57,7 +57,7 @@ class Worker:
         queue: Queue,
         *,
         lease_s: float = LEASE_S,
-        idle: Callable[[Stage], None] = lambda _: None,
+        idle: Callable[[Stage], object] = lambda _: None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._ports = ports

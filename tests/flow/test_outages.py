@@ -13,7 +13,7 @@ from runner.flow.room import sweep
 from runner.model.errors import Category, InfrastructureError, TransientError
 from runner.model.manifest import State
 from runner.ports import LEASE_S
-from runner.worker import LONGEST_OUTAGE_PAUSE_S, Lost
+from runner.worker import LONGEST_OUTAGE_PAUSE_S, STOP_S, Lost
 from tests.flow.moments import ends_well
 from tests.support.flow_world import At, Tap, Turn, World, assert_once_and_true, transform
 
@@ -201,3 +201,21 @@ def test_the_next_worker_removes_the_folders_of_one_that_was_killed_and_no_other
         finally:
             killed.kill()
             alive.kill()
+
+
+def test_a_worker_that_cannot_give_its_job_back_in_time_is_ended_all_the_same(tmp_path: Path) -> None:
+    """A service that it asks does not answer: what is not given back is the lease's to give back."""
+    script = (
+        "import os, signal, time\n"
+        "from runner import worker\n"
+        "worker.STOP_S = 0.2\n"
+        "with worker.Worker(None, None).stops_on_sigterm():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    while True:\n"
+        "        time.sleep(600)\n"
+    )
+
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, timeout=60)
+
+    assert ended.returncode == 75
+    assert STOP_S < 30, "ECS kills after 30 seconds"

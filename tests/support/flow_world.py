@@ -357,7 +357,7 @@ class World:
         *,
         lease_s: float = FAR_FROM_ANY_BEAT_S,
         sleep: Callable[[float], None] | None = None,
-        idle: Callable[[Stage], None] = lambda _: None,
+        idle: Callable[[Stage], object] = lambda _: None,
     ) -> Worker:
         """A process of its own, with its own scratch; `tap` sees and disturbs what this one does."""
         tap = tap or Tap()

@@ -105,11 +105,15 @@ def aws_errors(client: BaseClient, thing: str) -> Iterator[None]:
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
 
     try:
         yield
-    except (Boto3Error, BotoCoreError, ClientError) as exc:
+    except (Boto3Error, BotoCoreError, ClientError, HTTPError) as exc:
         raise _translated(exc, client, thing) from exc
+    except KeyError as exc:
+        # An answer that was cut off in its headers is a success without any field, as botocore reads it.
+        raise TransientError(f"{thing}: expected a whole answer, got one without {exc}") from exc
 
 
 def error_code(exc: Exception) -> str:
@@ -130,6 +134,7 @@ def _answer(exc: Exception) -> ClientError | None:
 
 def _translated(exc: Exception, client: BaseClient, thing: str) -> RunnerError:
     from botocore import exceptions as botocore
+    from urllib3.exceptions import HTTPError
 
     place = f"{client.meta.service_model.service_id} at {client.meta.endpoint_url}"
     came = " ".join(str(exc).split())
@@ -146,6 +151,7 @@ def _translated(exc: Exception, client: BaseClient, thing: str) -> RunnerError:
         botocore.ResponseStreamingError,
         botocore.IncompleteReadError,
         botocore.FlexibleChecksumError,
+        HTTPError,  # an answer's body that was cut off comes through botocore as urllib3 has it
     )
     if isinstance(exc, keyless) or status in (401, 403) or code == "ExpiredToken":
         return InfrastructureError(

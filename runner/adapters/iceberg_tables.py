@@ -435,6 +435,8 @@ def _landed(snapshot: Snapshot) -> Landed:
 def _translated(dataset: str) -> Iterator[None]:
     """What pyiceberg lets through of its catalog's database and of S3 becomes an error of ours, once, here."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from pyarrow import ArrowInvalid
+    from pydantic import ValidationError
     from sqlalchemy.exc import OperationalError
 
     try:
@@ -442,5 +444,9 @@ def _translated(dataset: str) -> Iterator[None]:
     except OperationalError as exc:
         reason = " ".join(str(exc.orig).split())
         raise InfrastructureError(f"catalog of {dataset}: its database did not answer: {reason}") from exc
+    except (ArrowInvalid, UnicodeDecodeError, ValidationError) as exc:
+        raise TransientError(
+            f"{dataset}: a file of the table came damaged: {' '.join(str(exc).split())[:200]}"
+        ) from exc
     except (BotoCoreError, ClientError, ConnectionError, OSError) as exc:
         raise InfrastructureError(f"{dataset}: S3 did not give or take a file of the table: {exc}") from exc

@@ -15,6 +15,7 @@ from runner.ports import StoredObject
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
+    from types_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 _CONDITIONAL_TRIES = 5
 _CONDITIONAL_PAUSE_S = 0.2
@@ -71,26 +72,27 @@ class S3Objects:
 
     def list(self, prefix: str) -> list[str]:
         with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            return sorted(entry["Key"] for page in pages for entry in page.get("Contents", []))
+            return sorted(entry["Key"] for page in self._pages(prefix) for entry in page.get("Contents", []))
 
     def folders(self, prefix: str) -> Iterator[str]:
         """The names right below `prefix` that end in a slash, without it, in order; what is in them is not listed."""
         with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=prefix, Delimiter="/"
-            )
-            for page in pages:
+            for page in self._pages(prefix, delimiter="/"):
                 for entry in page.get("CommonPrefixes", []):
                     yield entry["Prefix"][len(prefix) : -1]
 
     def entries(self, prefix: str) -> Iterator[StoredObject]:
         """What is below `prefix`, in order of the keys, page by page."""
         with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
-            for page in pages:
+            for page in self._pages(prefix):
                 for entry in page.get("Contents", []):
                     yield StoredObject(key=entry["Key"], bytes=entry["Size"], stored_at=entry["LastModified"])
+
+    def _pages(self, prefix: str, delimiter: str = "") -> Iterator[ListObjectsV2OutputTypeDef]:
+        pages = self._client.get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter=delimiter):
+            page["IsTruncated"]  # every whole answer has it; one that was cut off must not read as an empty list
+            yield page
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is gone is no error. In a bucket that keeps versions, those stay."""

@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -976,12 +975,12 @@ def test_many_leftovers_go_in_as_many_requests_as_it_takes(place: Place, monkeyp
     assert place.objects.list(f"{PREFIX}/") == []
 
 
-def test_what_s3_does_not_let_us_delete_is_said(aws: Aws) -> None:
-    with closing(aws.s3()) as s3, Stubber(s3) as answers:
+def test_what_s3_does_not_let_us_delete_is_said(s3_client: S3Client) -> None:
+    with Stubber(s3_client) as answers:
         answers.add_response(
             "delete_objects", {"Errors": [{"Key": "a/b", "Code": "AccessDenied", "Message": "Access Denied"}]}
         )
         with pytest.raises(
             InfrastructureError, match="object s3://lake/a/b: expected S3 to delete it, got AccessDenied"
         ):
-            S3Objects(s3, "lake").delete(["a/b", "a/c"])
+            S3Objects(s3_client, "lake").delete(["a/b", "a/c"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 from uuid import UUID
 
-from runner.model.errors import Failure
+from runner.model.errors import Failure, InfrastructureError
 from runner.model.lineage import Edge as Edge
 from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, PackageRecord, Pin, Plan, Software, State
 from runner.model.messages import EngineResult, FieldIds, Job, Progress
@@ -40,8 +40,15 @@ class Delivery:
     """How often the message has been delivered by now, about."""
 
 
+class NoQueue(InfrastructureError):
+    """The stage has no queue here: it is not deployed, or queues go by another name."""
+
+
 class Queue(Protocol):
-    """A queue a stage, at least once, with a dead-letter queue beside it. Raises `InfrastructureError`."""
+    """A queue a stage, at least once, with a dead-letter queue beside it.
+
+    Raises `InfrastructureError`, and of that `NoQueue` where there is none.
+    """
 
     def send(self, stage: Stage, body: str) -> None: ...
 

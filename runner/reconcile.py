@@ -18,7 +18,7 @@ from runner.model.errors import ConflictError, RunnerError, SpecError
 from runner.model.names import spec_key
 from runner.model.spec import JobSpec, Stage, parse_spec
 from runner.model.strict import load_json
-from runner.ports import DeadLetter, DeadLetters, Delivery, LapsedLease, Ports, Queue, Resend, Standing
+from runner.ports import DeadLetter, DeadLetters, Delivery, LapsedLease, NoQueue, Ports, Queue, Resend, Standing
 
 RETENTION = timedelta(days=14)
 """SQS keeps no message longer.
@@ -120,9 +120,17 @@ class Reconcile:
             )
         for stage in Stage:
             progress(f"{stage.value} …")
-            yield from self._of_stage(stage, only, apply=apply, most_letters=None)
+            try:
+                yield from self._of_stage(stage, only, apply=apply, most_letters=None)
+            except NoQueue:
+                if self._has_runs_to_end(stage):
+                    raise
+                # not deployed here, and nobody has asked anything of it
         if Part.FILES in only:
             yield from self._files(horizon, apply=apply, progress=progress)
+
+    def _has_runs_to_end(self, stage: Stage) -> bool:
+        return self.ledger.count_sent(stage, before=self.ledger.now(), quiet=timedelta(), besides=()) > 0
 
     def quick(self, stage: Stage) -> list[Finding]:
         """For an idle worker: messages, records and letters of one stage, at most once a minute among all workers.

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from runner.adapters.aws import aws_errors, error_code
-from runner.model.errors import InfrastructureError
 from runner.model.spec import Stage
+from runner.ports import NoQueue
 
 if TYPE_CHECKING:
     from types_boto3_sqs.client import SQSClient
@@ -37,7 +37,7 @@ class QueueUrls:
 
 @contextmanager
 def sqs_errors(client: SQSClient, name: str) -> Iterator[None]:
-    """Within: what SQS answers about the queue `name` becomes `TransientError` or `InfrastructureError`."""
+    """Within: what SQS answers about the queue `name` becomes one of our errors, `NoQueue` where there is none."""
     from botocore.exceptions import ClientError
 
     with aws_errors(client, f"queue {name}"):
@@ -46,7 +46,7 @@ def sqs_errors(client: SQSClient, name: str) -> Iterator[None]:
         except ClientError as exc:
             if error_code(exc) not in {"NonExistentQueue", "QueueDoesNotExist"}:
                 raise
-            raise InfrastructureError(
+            raise NoQueue(
                 f"queue {name} does not exist at {client.meta.endpoint_url}",
                 hint="RUNNER_QUEUE_PREFIX names the queues; `runner up` makes the embedded services' own",
             ) from exc

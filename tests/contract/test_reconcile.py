@@ -32,7 +32,7 @@ from runner.model.errors import InfrastructureError, SpecError
 from runner.model.manifest import FileRecord, Manifest, State
 from runner.model.names import artifacts_prefix, data_prefix, is_table, log_key, manifest_key, rerun_branch, spec_key
 from runner.model.spec import JobSpec, Stage
-from runner.ports import Claimed, CommitTag, Delivery, Ports
+from runner.ports import Claimed, CommitTag, Delivery, NoQueue, Ports
 from runner.reconcile import RETENTION, Finding, Kind, Part, Reconcile
 from tests.support.documents import job_spec, manifest_of, output_record
 
@@ -984,3 +984,28 @@ def test_what_s3_does_not_let_us_delete_is_said(s3_client: S3Client) -> None:
             InfrastructureError, match="object s3://lake/a/b: expected S3 to delete it, got AccessDenied"
         ):
             S3Objects(s3_client, "lake").delete(["a/b", "a/c"])
+
+
+# ---------------------------------------------------------------- stages that are not deployed
+
+
+def test_a_stage_that_is_not_deployed_is_none_that_something_is_missing_from(place: Place) -> None:
+    _undeploy(place, Stage.EXTRACT)
+
+    assert place.look() == []
+
+
+def test_runs_of_a_stage_without_a_queue_are_said(place: Place) -> None:
+    place.submit("extract")
+    _undeploy(place, Stage.EXTRACT)
+
+    with pytest.raises(NoQueue, match=r"extract does not exist"):
+        place.look()
+
+
+def _undeploy(place: Place, stage: Stage) -> None:
+    for name in (f"{place.prefix}{stage.value}", f"{place.prefix}{stage.value}-dlq"):
+        place.sqs.delete_queue(QueueUrl=place.sqs.get_queue_url(QueueName=name)["QueueUrl"])
+    place.queue = SqsQueue(place.sqs, place.prefix)
+    place.letters = SqsDeadLetters(place.sqs, place.prefix)
+    place.reconcile = place.with_ledger(place.ledger)

@@ -122,11 +122,15 @@ DYING: Sequence[tuple[str, str, Sequence[Rule]]] = (
         "answers-lost-of-sqs",
         [_rule("tcp", 0.4, payload="AmazonSQS", cut_reply={"after_bytes": 30})],
     ),
-    ("uploads cut", "uploads-cut-mid-way", [_rule("tcp", 0.5, payload="^PUT ", cut_upload={"after_bytes": 1500})]),
+    (
+        "uploads cut",
+        "uploads-cut-mid-way",
+        [_rule("tcp", 0.5, payload="^PUT ", cut_upload={"after_bytes": 1500})],
+    ),
     (
         "uploads corrupted",
         "uploads-corrupted",
-        [_rule("tcp", 0.5, payload="^PUT .*parquet", corrupt={"at_bytes": 1400})],
+        [_rule("tcp", 0.5, times=_TIMES // 2, payload="^PUT .*parquet", corrupt={"at_bytes": 1400})],
     ),
 )
 

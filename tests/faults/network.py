@@ -148,12 +148,13 @@ POSTGRES: Sequence[tuple[str, str, Sequence[Rule]]] = (
         "Postgres refuses",
         "postgres-refuses",
         [
-            _rule(
-                "postgres",
-                0.5,
-                operation="startup",
-                error={**_FATAL, "sqlstate": "53300", "message": "sorry, too many clients already"},
-            )
+            {
+                "service": "postgres",
+                "operation": "startup",
+                "sequence": {"fail": 2, "pass": 1},  # a worker makes few connections: chance might hit none
+                "times": 6,
+                "error": {**_FATAL, "sqlstate": "53300", "message": "sorry, too many clients already"},
+            }
         ],
     ),
     (

@@ -48,7 +48,7 @@ class Played:
 
 
 def main() -> int:
-    """0 where no invariant was broken and every scenario came to its end, else 1."""
+    """0 where no invariant was broken, every scenario came to its end and every fault was injected, else 1."""
     asked = _arguments()
     # Somebody's cancelled run must not leave services behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -63,11 +63,14 @@ def main() -> int:
         if any(each.scenario.fault == fault for each in played)
     ]
     broken = [each for each in played if each.error or (each.found and each.found.violations)]
+    harmless = [each.fault for each in rows if each.injected == 0]
     if asked.json:
         print(json.dumps(_document(rows, broken, seed, time.monotonic() - began_s), indent=2))
     else:
         _print(rows, broken, seed)
-    return 1 if broken or not chosen or len(played) < len(chosen) else 0
+    if harmless:
+        people.print(f"expected each fault to hurt somebody, got none of: {', '.join(harmless)}")
+    return 1 if broken or harmless or not chosen or len(played) < len(chosen) else 0
 
 
 def _arguments() -> argparse.Namespace:

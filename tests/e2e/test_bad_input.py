@@ -11,21 +11,9 @@ from runner.model.errors import Category, Failure
 from runner.model.manifest import Manifest, State
 from runner.model.policy import exit_code
 from runner.model.spec import JobSpec, Stage
+from tests.support.documents import PEOPLE_CONTRACT
 from tests.support.site import Site
 
-CONTRACT = """
-apiVersion: v3.1.0
-kind: DataContract
-id: people
-version: 1.0.0
-status: active
-schema:
-  - name: people
-    logicalType: object
-    properties:
-      - {name: id, logicalType: integer, physicalType: INTEGER, required: true, unique: true}
-      - {name: name, logicalType: string, physicalType: VARCHAR}
-"""
 PROJECT = "name: small\nprofile: small\nversion: 1.0.0\nmodel-paths: [models]\n"
 ADULTS = "{{ config(materialized='table') }} SELECT id, name FROM {{ source('staging', 'people') }}"
 SOURCES = """
@@ -42,7 +30,7 @@ def good_commit(site: Site) -> str:
     """Logic that works, and `staging.people` with two rows made by it."""
     commit = site.commit(
         {
-            "contracts/people.odcs.yaml": CONTRACT,
+            "contracts/people.odcs.yaml": PEOPLE_CONTRACT,
             "queries/count.sql": "SELECT count(*)::BIGINT AS people FROM staging.people",
             "dbt_project.yml": PROJECT,
             "models/sources.yml": SOURCES,

@@ -13,7 +13,8 @@ from runner.adapters import sandbox_engine
 from runner.model.errors import Category
 from runner.model.manifest import State
 from runner.model.spec import Resources
-from tests.e2e.test_bad_input import ADULTS, CONTRACT, PROJECT, SOURCES, dbt, extract, failed, load, query
+from tests.e2e.test_bad_input import ADULTS, PROJECT, SOURCES, dbt, extract, failed, load, query
+from tests.support.documents import PEOPLE_CONTRACT
 from tests.support.site import Site
 
 _BLOCKED = """
@@ -66,7 +67,7 @@ def test_the_filter_itself_blocks() -> None:
 def test_every_engine_works_with_sockets_blocked_and_no_aws_variable(site: Site) -> None:
     commit = site.commit(
         {
-            "contracts/people.odcs.yaml": CONTRACT,
+            "contracts/people.odcs.yaml": PEOPLE_CONTRACT,
             "queries/count.sql": "SELECT count(*)::BIGINT AS people FROM staging.people",
             "dbt_project.yml": PROJECT,
             "models/sources.yml": SOURCES,
@@ -96,7 +97,7 @@ def test_the_child_has_no_credential_in_its_environment(site: Site) -> None:
 
 
 def test_a_file_of_no_declared_input_is_refused_though_it_is_in_the_lake(site: Site) -> None:
-    commit = site.commit({"contracts/people.odcs.yaml": CONTRACT})
+    commit = site.commit({"contracts/people.odcs.yaml": PEOPLE_CONTRACT})
     assert site.end(extract(site, commit, site.serve("people.csv", "id,name\n1,Ada\n"))).failure is None
     landed = site.end(load(site, commit)).outputs[0].files[0].uri
     sneaking = site.commit({"queries/count.sql": f"SELECT * FROM read_parquet('{landed}')"})

@@ -21,23 +21,11 @@ from runner.model.names import quarantine_of, rerun_branch
 from runner.model.spec import JobSpec, Stage
 from runner.ports import Claimed, Ledger
 from runner.worker import Outcome, Worker
+from tests.support.documents import PEOPLE_CONTRACT
 from tests.support.site import Site
 
-CONTRACT = """
-apiVersion: v3.1.0
-kind: DataContract
-id: people
-version: 1.0.0
-status: active
-schema:
-  - name: people
-    logicalType: object
-    properties:
-      - {name: id, logicalType: integer, physicalType: INTEGER, required: true, unique: true}
-      - {name: name, logicalType: string, physicalType: VARCHAR}
-"""
 LOGIC = {
-    "people.odcs.yaml": CONTRACT,
+    "people.odcs.yaml": PEOPLE_CONTRACT,
     "dbt_project.yml": "name: small\nprofile: small\nversion: 1.0.0\n",
     "models/sources.yml": "sources: [{name: staging, schema: staging, tables: [{name: people}]}]\n",
     "models/adults.sql": "{{ config(materialized='table') }} SELECT * FROM {{ source('staging', 'people') }}",

@@ -65,30 +65,6 @@ class Tap:
                 pass
 
 
-class Tapped:
-    """A port whose every call goes through the tap. What `load` returns is tapped too: its `commit` is a call."""
-
-    def __init__(self, tap: Tap, name: str, port: object) -> None:
-        self._tap = tap
-        self._name = name
-        self._port = port
-
-    def __getattr__(self, attribute: str) -> Any:
-        found = getattr(self._port, attribute)
-        if not callable(found) or attribute in _ANSWERED_AT_HOME:
-            return found
-
-        def call(*given: Any, **named: Any) -> Any:
-            result = self._tap.call(f"{self._name}.{attribute}", lambda: found(*given, **named))
-            return Tapped(self._tap, self._name, result) if attribute == "load" else result
-
-        return call
-
-
-_ANSWERED_AT_HOME = frozenset({"uri", "head", "landed", "history", "close", "stop"})
-"""Calls that reach no service: a loaded dataset has what they ask for."""
-
-
 def trace_of(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 

@@ -39,7 +39,8 @@ from runner.config import Settings
 from runner.model.manifest import OutputRecord
 from runner.model.spec import Stage
 from runner.ports import CommitTag, Delivery, Engine, LoadedDataset
-from tests.faults.points import Tap, Tapped
+from tests.faults.points import Tap
+from tests.support.tapped import Tapped
 
 if TYPE_CHECKING:
     from tests.faults.zygote import Order

@@ -31,6 +31,7 @@ from tests.faults.invariants import Expected, Place, Violation, Watch, check, wa
 from tests.faults.points import Act
 from tests.faults.tally import Found
 from tests.faults.zygote import PATIENCE_S, Order, Worker, Zygote
+from tests.support.documents import PEOPLE_CONTRACT
 from tests.support.git_server import File, Repository
 
 LEASE_S = 2.0
@@ -41,21 +42,8 @@ ROWS = 40
 BAD_ROWS = 3
 """What the sample load puts in quarantine."""
 
-CONTRACT = """
-apiVersion: v3.1.0
-kind: DataContract
-id: people
-version: 1.0.0
-status: active
-schema:
-  - name: people
-    logicalType: object
-    properties:
-      - {name: id, logicalType: integer, physicalType: INTEGER, required: true, unique: true}
-      - {name: name, logicalType: string, physicalType: VARCHAR}
-"""
 LOGIC: Mapping[str, str] = {
-    "contracts/people.odcs.yaml": CONTRACT,
+    "contracts/people.odcs.yaml": PEOPLE_CONTRACT,
     # Every execution makes other rows: two that were mixed would show.
     "queries/drawn.sql": f"SELECT i::INTEGER AS id, uuid()::VARCHAR AS drawn, random() AS r FROM range({ROWS}) t(i)",
     "queries/copied.sql": "SELECT id, drawn FROM staging.source",

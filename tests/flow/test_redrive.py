@@ -28,11 +28,11 @@ from tests.support.flow_world import (
     Tap,
     Turn,
     World,
-    _Tapped,
     assert_once_and_true,
     incremental,
     transform,
 )
+from tests.support.tapped import Tapped
 from tests.support.twins import MemoryDeadLetters, MemoryLedger, MemoryQueue
 
 STAGE = Stage.TRANSFORM
@@ -42,11 +42,11 @@ AWAY = TransientError("source: expected an answer, got none")
 def redrive_of(world: World, tap: Tap | None = None, *, letters: DeadLetters | None = None) -> Redrive:
     """As one command makes it; `tap` sees and disturbs what it does."""
     tap = tap or Tap()
-    ledger: Any = _Tapped(tap, "ledger", world.ledger)
-    queue = cast(Queue, _Tapped(tap, "queue", world.queue))
+    ledger: Any = Tapped(tap, "ledger", world.ledger)
+    queue = cast(Queue, Tapped(tap, "queue", world.queue))
     client = Client(
         ledger=ledger,
-        objects=cast(Any, _Tapped(tap, "objects", world.objects)),
+        objects=cast(Any, Tapped(tap, "objects", world.objects)),
         queue=queue,
         logic=world.logic,
         working_trees=cast(WorkingTrees, None),
@@ -55,7 +55,7 @@ def redrive_of(world: World, tap: Tap | None = None, *, letters: DeadLetters | N
         production_ref=PRODUCTION,
     )
     given = letters or MemoryDeadLetters(world.queue, world.clock)
-    return Redrive(letters=cast(DeadLetters, _Tapped(tap, "letters", given)), ledger=ledger, queue=queue, runs=client)
+    return Redrive(letters=cast(DeadLetters, Tapped(tap, "letters", given)), ledger=ledger, queue=queue, runs=client)
 
 
 def all_of(world: World, stage: Stage = STAGE, **how: Any) -> list[Redriven]:

@@ -264,3 +264,19 @@ def job_specs() -> st.SearchStrategy[JobSpec]:
 def run_id(number: int) -> UUID:
     """A run id that reads well in a failing test."""
     return UUID(int=number)
+
+
+PEOPLE_CONTRACT = """
+apiVersion: v3.1.0
+kind: DataContract
+id: people
+version: 1.0.0
+status: active
+schema:
+  - name: people
+    logicalType: object
+    properties:
+      - {name: id, logicalType: integer, physicalType: INTEGER, required: true, unique: true}
+      - {name: name, logicalType: string, physicalType: VARCHAR}
+"""
+"""A contract for a table of people, as analysts write it."""

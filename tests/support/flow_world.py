@@ -50,6 +50,7 @@ from runner.ports import (
 from runner.worker import Outcome, Worker
 from tests.support.documents import COMMIT, job_spec
 from tests.support.packages import NoPackages
+from tests.support.tapped import Tapped
 from tests.support.twins import MemoryLedger, MemoryObjects, MemoryQueue, MemoryTables, TestClock
 
 FAR_FROM_ANY_BEAT_S = 3600.0
@@ -158,30 +159,6 @@ class Tap:
 
 def _out_of_reach(call: str) -> None:
     raise InfrastructureError(f"{call}: expected an answer, got none")
-
-
-class _Tapped:
-    """A port whose every call goes through the tap. What `load` returns is tapped too: its `commit` is a call."""
-
-    def __init__(self, tap: Tap, name: str, port: object) -> None:
-        self._tap = tap
-        self._name = name
-        self._port = port
-
-    def __getattr__(self, attribute: str) -> Any:
-        found = getattr(self._port, attribute)
-        if not callable(found) or attribute in _ANSWERED_AT_HOME:
-            return found
-
-        def call(*given: Any, **named: Any) -> Any:
-            result = self._tap.call(f"{self._name}.{attribute}", lambda: found(*given, **named))
-            return _Tapped(self._tap, self._name, result) if attribute == "load" else result
-
-        return call
-
-
-_ANSWERED_AT_HOME = {"uri", "head", "landed", "history"}
-"""Calls that reach no service: a loaded dataset has what they ask for."""
 
 
 # ---------------------------------------------------------------- logic and engine
@@ -362,13 +339,13 @@ class World:
         """A process of its own, with its own scratch; `tap` sees and disturbs what this one does."""
         tap = tap or Tap()
         self._workers += 1
-        objects = cast(Objects, _Tapped(tap, "objects", self.objects))
-        tables = cast(Datasets, _Tapped(tap, "tables", self.tables))
-        engine = cast(Engine, _Tapped(tap, "engine", self.engine))
+        objects = cast(Objects, Tapped(tap, "objects", self.objects))
+        tables = cast(Datasets, Tapped(tap, "tables", self.tables))
+        engine = cast(Engine, Tapped(tap, "engine", self.engine))
         ports = Ports(
-            ledger=cast(Ledger, _Tapped(tap, "ledger", self.ledger)),
+            ledger=cast(Ledger, Tapped(tap, "ledger", self.ledger)),
             objects=objects,
-            logic=cast(LogicSource, _Tapped(tap, "logic", self.logic)),
+            logic=cast(LogicSource, Tapped(tap, "logic", self.logic)),
             packages=self.packages,
             datasets=lambda name: tables if is_table(name) else S3Prefixes(objects, self.clock),
             engine=lambda stage: engine,
@@ -377,7 +354,7 @@ class World:
             scratch=self._scratch / str(self._workers),
             worker=f"worker-{self._workers}",
         )
-        queue = cast(Queue, _Tapped(tap, "queue", self.queue))
+        queue = cast(Queue, Tapped(tap, "queue", self.queue))
         return Worker(ports, queue, lease_s=lease_s, sleep=sleep or self.clock.advance, idle=idle)
 
     # ------------------------------------------------------------ runs and their deliveries

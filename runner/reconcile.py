@@ -118,14 +118,18 @@ class Reconcile:
                 f"--horizon: expected at least {HORIZON.days} days, got {horizon.days}",
                 hint="until then a message may bring a run back whose files look as if nobody needed them",
             )
+        absent = list[NoQueue]()
         for stage in Stage:
             progress(f"{stage.value} …")
             try:
                 yield from self._of_stage(stage, only, apply=apply, most_letters=None)
-            except NoQueue:
+            except NoQueue as without:
+                # A stage may not be deployed here, if nobody has asked anything of it; not all of them.
+                absent.append(without)
                 if self._has_runs_to_end(stage):
                     raise
-                # not deployed here, and nobody has asked anything of it
+        if len(absent) == len(Stage):
+            raise absent[0]
         if Part.FILES in only:
             yield from self._files(horizon, apply=apply, progress=progress)
 

@@ -148,9 +148,12 @@ class App:
         )
 
     @cached_property
+    def letters(self) -> SqsDeadLetters:
+        return SqsDeadLetters(self.aws.sqs(), self.settings.queue_prefix)
+
+    @cached_property
     def redrive(self) -> Redrive:
-        letters = SqsDeadLetters(self.aws.sqs(), self.settings.queue_prefix)
-        return Redrive(letters=letters, ledger=self.ledger, queue=self.queue, runs=self.client)
+        return Redrive(letters=self.letters, ledger=self.ledger, queue=self.queue, runs=self.client)
 
     @cached_property
     def reconcile(self) -> Reconcile:
@@ -158,7 +161,7 @@ class App:
             ports=self.ports,
             ledger=self.ledger,
             queue=self.queue,
-            letters=SqsDeadLetters(self.aws.sqs(), self.settings.queue_prefix),
+            letters=self.letters,
             leftovers=Leftovers(ledger=self.ledger, objects=self.objects, datasets=self.datasets),
         )
 

@@ -111,7 +111,7 @@ class Worker:
                 wait_s = min(LONGEST_POLL_S, left_s)
                 delivery = self._queue.receive(stage, wait_s=wait_s)
             except RunnerError as away:
-                away_s = min(max(OUTAGE_PAUSE_S, away_s * 2), LONGEST_OUTAGE_PAUSE_S)
+                away_s = _longer(away_s)
                 if not well or (idle_timeout_s is not None and left_s <= away_s):
                     raise
                 logger.error("no job is taken, and again in %.0f s: %s", away_s, away.message)
@@ -132,7 +132,7 @@ class Worker:
             except RunnerError as away:
                 if taken == max_jobs or self.stopping:
                     raise
-                away_s = min(max(OUTAGE_PAUSE_S, away_s * 2), LONGEST_OUTAGE_PAUSE_S)
+                away_s = _longer(away_s)
                 logger.error("message %s waits for a service that is away: %s", delivery.message_id, away.message)
                 self._rest(away_s)
 
@@ -217,6 +217,11 @@ class Worker:
                 return
             except RunnerError as error:
                 logger.warning("heartbeat: %s", error.message)
+
+
+def _longer(away_s: float) -> float:
+    """How long to wait for a service after having waited `away_s` for it: 2, 4, 8 … s."""
+    return min(max(OUTAGE_PAUSE_S, away_s * 2), LONGEST_OUTAGE_PAUSE_S)
 
 
 def _stretched(busy: Waiting, delivery: Delivery) -> float:

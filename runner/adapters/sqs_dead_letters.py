@@ -41,8 +41,7 @@ class SqsDeadLetters:
                 found |= {each.message_id: each for each in batch}
                 if len(found) == known:
                     break
-        except BaseException:
-            # Ctrl-C too: nobody else will put these back.
+        except BaseException:  # Ctrl-C too: nobody else will put these back
             for letter in found.values():
                 with suppress(RunnerError):
                     self.put_back(letter)

@@ -167,9 +167,7 @@ def _is_where_it_began(output: OutputRecord, tag: CommitTag, dataset: LoadedData
     """
     if output.state is None or output.branch is not None:
         return True
-    head = dataset.head(None)
-    if head is not None and head.fence:  # a fence changes nothing
-        head = next((each for each in dataset.history(None) if not each.fence), None)
+    head = next((each for each in dataset.history(None) if not each.fence), None)  # a fence changes nothing
     if head is None or head.snapshot == output.state:
         return (head.snapshot if head else NO_SNAPSHOT) == output.state
     return head.tag is not None and head.tag.effect == tag.effect

@@ -5,11 +5,12 @@ PYTHON ?=
 PYTEST_ARGS ?=
 LOCK_ARGS ?=
 FAULTS_ARGS ?=
+FUZZ_ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules --no-print-directory
-.PHONY: help demo test faults lint format bench schemas lock up down clean
+.PHONY: help demo test faults fuzz lint format bench schemas lock up down clean
 
 # The root holds folders named like packages (dbt/, airflow/): it must not come before site-packages on sys.path.
 export PYTHONSAFEPATH := 1
@@ -28,6 +29,9 @@ test: .venv/.stamp-dev .venv-emulator/.stamp ## All tests (make test PYTEST_ARGS
 faults: .venv/.stamp-dev .venv-emulator/.stamp ## Kill, freeze and cut off workers everywhere, and count what is lost or doubled
 	@PYTHONPATH=. .venv/bin/python tests/faults/suite.py $(FAULTS_ARGS)
 
+fuzz: .venv/.stamp-dev ## Look for inputs that crash or hang a parser, for five minutes (make fuzz FUZZ_ARGS="--seconds 60")
+	@PYTHONPATH=. .venv/bin/python tests/fuzz/run.py $(FUZZ_ARGS)
+
 lint: .venv/.stamp-dev ## Style, formatting, types, and no package registry's address in any file
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/ruff format --check --quiet || { echo "not formatted: run make format"; exit 1; }
@@ -39,7 +43,7 @@ format: .venv/.stamp-dev ## Mend style and formatting where a tool can
 	@.venv/bin/ruff format --quiet
 
 bench: .venv/.stamp-dev .venv-emulator/.stamp ## All benchmarks, into benchmarks/results and docs/benchmarks.md
-	@missed=0; for each in publish_iceberg lineage contract_pass many_models table; do \
+	@missed=0; for each in publish_iceberg lineage contract_pass many_models broker_read table; do \
 	    PYTHONPATH=. .venv/bin/python -m benchmarks.$$each || missed=1; \
 	done; exit $$missed
 

@@ -69,10 +69,10 @@ def save(name: str, value: float, *, goal: float, unit: str, about: str) -> Resu
 
 
 @contextmanager
-def services() -> Iterator[Endpoints]:
-    """Embedded services of the benchmark's own, gone afterwards."""
+def services(home: Path | None = None) -> Iterator[Endpoints]:
+    """Embedded services of the benchmark's own, in `home` if given; gone afterwards."""
     with TemporaryDirectory(prefix="stage-runner-bench-") as folder:
-        home = Path(folder) / "home"
+        home = home or Path(folder) / "home"
         try:
             yield up(home, emulator_bin=ROOT / ".venv-emulator/bin/ministack", progress=print)
         finally:

@@ -18,6 +18,8 @@ from uuid import uuid4
 from runner.adapters.sandbox_engine import SandboxEngine
 from runner.model.messages import Job, JobOutput, Stamp
 from runner.model.spec import DbtStep, DbtWork, Output, Resources
+from runner.sandbox.accounts import Accounts
+from runner.sandbox.nursery import Nursery
 from tests.support.twins import MemoryObjects
 
 LAYERS, WIDTH = 10, 100
@@ -43,7 +45,7 @@ def project(root: Path) -> None:
 
 def main() -> None:
     with TemporaryDirectory(prefix="stage-runner-bench-") as folder:
-        root, scratch = Path(folder, "logic"), Path(folder, "scratch")
+        root, scratch = Path(folder, "room", "logic"), Path(folder, "room", "scratch")
         project(root)
         (scratch / "out").mkdir(parents=True)
         names = [f"l{LAYERS - 1}_{place}" for place in range(0, WIDTH, 10)]
@@ -56,10 +58,15 @@ def main() -> None:
             resources=Resources(cpu=CPU, memory_mib=MEMORY_MIB),
             stamp=Stamp(logic_commit="0" * 40, run_id=uuid4(), processed_at=datetime.now(UTC)),
         )
-        engine = SandboxEngine(MemoryObjects(), path=os.defpath)
+        account = Accounts().take()
+        nursery = Nursery("dbt", scratch=Path(folder), account=account, path=os.defpath)
+        cache = Path(folder, "cache")
+        engine = SandboxEngine(nursery, MemoryObjects(), account=account, cache=cache, max_input_bytes=0)
+        nursery.ready()
         started = time.perf_counter()
-        result = engine.execute(job, served={}, say=lambda _: None).result
+        result = engine.execute(job, served={}, secrets={}, say=lambda _: None).result
         seconds = time.perf_counter() - started
+        engine.close()  # or what it had forked would not be counted below
     done = sum(step.status in ("success", "pass") for step in result.steps)
     if (done, len(result.outputs)) != (LAYERS * WIDTH + WIDTH, len(names)):
         raise SystemExit(f"expected all done and {len(names)} outputs, got {done} steps and {len(result.outputs)}")

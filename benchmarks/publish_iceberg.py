@@ -56,7 +56,7 @@ def _measure(endpoints: Endpoints, folder: Path) -> list[bool]:
         str(folder / "tpch.duckdb"), config={"threads": "2", "temp_directory": str(folder / "spill")}
     )
     for name in ("tpch", "httpfs"):
-        connection.execute(f"LOAD '{_extension(name)}'")
+        connection.execute(f"LOAD '{extension(name)}'")
     for place, scale in enumerate(SCALES):
         connection.execute(f"CREATE SCHEMA {_schema(place)}")
         connection.execute(f"CALL dbgen(sf = {scale}, schema = '{_schema(place)}')")
@@ -193,7 +193,7 @@ def _tag(run_id: UUID, plan_id: UUID) -> CommitTag:
     )
 
 
-def _extension(name: str) -> Path:
+def extension(name: str) -> Path:
     spec = find_spec(f"duckdb_extension_{name}")
     if spec is None or not spec.submodule_search_locations:
         sys.exit(f"expected the package duckdb-extension-{name}, got none: make bench installs it")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import socket
+import weakref
+from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 from uuid import UUID
 
 from runner import __version__
 from runner.adapters.aws import Aws
 from runner.adapters.dbt_packages import FETCH_S, MAX_ARCHIVE_BYTES, DbtPackages
 from runner.adapters.git_logic import GitLogic
+from runner.adapters.git_objects import SCHEMES
+from runner.adapters.git_remote import Remotes, parse_tokens
 from runner.adapters.pg_ledger import PgLedger
 from runner.adapters.s3_objects import S3Objects
 from runner.adapters.s3_prefixes import S3Prefixes
+from runner.adapters.secrets_manager import SecretsManager
 from runner.adapters.sqs_dead_letters import SqsDeadLetters
 from runner.adapters.sqs_queue import SqsQueue
 from runner.adapters.working_tree import WorkingTrees
@@ -30,21 +36,44 @@ from runner.model.errors import InfrastructureError
 from runner.model.hosts import HostRules
 from runner.model.manifest import Software
 from runner.model.names import is_table
-from runner.model.spec import Source, Stage
+from runner.model.spec import WORK_OF_STAGE, Source, Stage
 from runner.ports import Engine, Ports
 from runner.rebuild import Rebuild
 from runner.reconcile import Reconcile
 from runner.redrive import Redrive
+from runner.sandbox.accounts import Account, Accounts
 from runner.worker import Worker
 
 if TYPE_CHECKING:
     from runner.adapters.iceberg_tables import IcebergTables
 
 
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+_Closed = TypeVar("_Closed", bound=_Closes)
+
+
 class App:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.clock = SystemClock()
+        self._engines: dict[Stage, Engine] = {}
+        self._closes: list[Callable[[], object]] = []
+
+    def close(self) -> None:
+        """End the processes that were made ready for jobs, and connections; the end of this process is theirs too."""
+        for engine in self._engines.values():
+            engine.close()
+        for close in self._closes:
+            close()
+
+    def _closing(self, made: _Closed) -> _Closed:
+        """Its connections end with `close`, or with this App."""
+        self._closes.append(made.close)
+        weakref.finalize(self, made.close)
+        return made
 
     # ------------------------------------------------------------ where the services are
 
@@ -86,7 +115,7 @@ class App:
 
     @cached_property
     def ledger(self) -> PgLedger:
-        return PgLedger(self.ledger_url, lease_s=self.settings.lease_s)
+        return self._closing(PgLedger(self.ledger_url, lease_s=self.settings.lease_s))
 
     @cached_property
     def queue(self) -> SqsQueue:
@@ -97,15 +126,35 @@ class App:
         return S3Objects(self.aws.s3(), self.settings.bucket)
 
     @cached_property
+    def secrets(self) -> SecretsManager:
+        return SecretsManager(self.aws.secretsmanager(), prefix=self.settings.secret_prefix)
+
+    @cached_property
     def logic(self) -> GitLogic:
-        return GitLogic(self.settings.cache / "git", self.objects, env=process_environment())
+        """With the embedded services and nothing said of hosts, any: the laptop's user is the platform's owner."""
+        hosts, schemes = self.settings.logic_hosts, self.settings.logic_schemes
+        if self.embedded:
+            rules = None if hosts is None else HostRules.parse(hosts + self._portal, setting="RUNNER_LOGIC_HOSTS")
+            return self._git(rules, frozenset(SCHEMES if schemes is None else schemes))
+        rules = HostRules.parse(hosts or (), setting="RUNNER_LOGIC_HOSTS")
+        return self._git(rules, frozenset(("https",) if schemes is None else schemes))
+
+    def _git(self, hosts: HostRules | None, schemes: frozenset[str]) -> GitLogic:
+        env, tokens = process_environment(), parse_tokens(self.settings.logic_tokens)
+        secrets = self.secrets if tokens else None
+        return GitLogic(
+            self.settings.cache / "git",
+            self.objects,
+            remotes=Remotes(schemes=schemes, hosts=hosts, tokens=tokens, secrets=secrets, env=env),
+            env=env,
+            cache_bytes=self.settings.git_cache_mib * 1024**2,
+        )
 
     @cached_property
     def packages(self) -> DbtPackages:
         hosts = HostRules.parse(self.package_hosts, setting="RUNNER_PACKAGE_HOSTS")
-        return DbtPackages(
-            self.objects, self.logic, hub=self.settings.package_hub, allowed=hosts, fetch=self._fetch_package
-        )
+        git = self._git(hosts, frozenset({"https", "http"}))
+        return DbtPackages(self.objects, git, hub=self.settings.package_hub, allowed=hosts, fetch=self._fetch_package)
 
     def _fetch_package(self, source: Source, scratch: Path) -> Path:
         from runner.adapters.http_source import HttpExtract
@@ -121,7 +170,8 @@ class App:
         bucket = self.settings.bucket
         if self.settings.catalog == "glue":
             return IcebergTables(glue_catalog(bucket=bucket, aws=self.aws.properties), bucket=bucket)
-        return IcebergTables(sql_catalog(self.ledger_url, bucket=bucket, aws=self.aws.properties), bucket=bucket)
+        catalog = sql_catalog(self.ledger_url, bucket=bucket, aws=self.aws.properties)
+        return self._closing(IcebergTables(catalog, bucket=bucket))
 
     @cached_property
     def client(self) -> Client:
@@ -179,6 +229,7 @@ class App:
             objects=self.objects,
             logic=self.logic,
             packages=self.packages,
+            secrets=self.secrets,
             datasets=self.datasets,
             engine=self.engine,
             production_ref=self.settings.production_ref,
@@ -194,16 +245,30 @@ class App:
     def prefixes(self) -> S3Prefixes:
         return S3Prefixes(self.objects, self.clock)
 
-    @cache  # noqa: B019 - the one App lives as long as its process
     def engine(self, stage: Stage) -> Engine:
         """Extract is declarative and talks to its hosts itself; analysts' logic gets a child process."""
+        if stage not in self._engines:
+            self._engines[stage] = self._engine(stage)
+        return self._engines[stage]
+
+    def _engine(self, stage: Stage) -> Engine:
         if stage is Stage.EXTRACT:
             from runner.adapters.http_source import HttpExtract
 
             return HttpExtract(HostRules.parse(self.source_hosts), clock=self.clock)
         from runner.adapters.sandbox_engine import SandboxEngine
+        from runner.sandbox.nursery import Nursery
 
-        return SandboxEngine(self.objects, path=process_environment().get("PATH", os.defpath))
+        account = _account(self.settings.child_uids)
+        path = process_environment().get("PATH", os.defpath)
+        nursery = Nursery(WORK_OF_STAGE[stage], scratch=self.ports.scratch, account=account, path=path)
+        return SandboxEngine(
+            nursery,
+            self.objects,
+            account=account,
+            cache=self.settings.cache,
+            max_input_bytes=self.settings.input_cache_mib * 1024**2,
+        )
 
     @cached_property
     def source_hosts(self) -> tuple[str, ...]:
@@ -228,6 +293,15 @@ class App:
         for stage in Stage:
             self.queue.create(stage)
         return applied
+
+
+@cache
+def _account(uids: str) -> Account | None:
+    """Whom this process's jobs run as, for as long as it lives: they run one after the other."""
+    first, last = map(int, uids.split("-"))
+    accounts = Accounts(range(first, last + 1))
+    atexit.register(accounts.close)
+    return accounts.take()
 
 
 def new_run_id() -> UUID:

@@ -15,7 +15,7 @@ from runner.model.errors import ConflictError, LogicError, RunnerError, SpecErro
 from runner.model.manifest import Manifest
 from runner.model.names import dev_of, is_dev, log_key, spec_key
 from runner.model.pipeline import PipelineFile, parse_pipeline
-from runner.model.spec import JobSpec, Logic, Rerun, parse_spec
+from runner.model.spec import JobSpec, Logic, Rerun, TextOrSecret, parse_spec
 from runner.model.strict import MAX_DOCUMENT_BYTES, load_json, parse_document
 from runner.ports import Clock, Ledger, LogicSource, Objects, Queue
 
@@ -148,7 +148,9 @@ class Client:
             specs = _for_development(specs, logic)
         return Launch(specs=specs, development=development)
 
-    def _pipeline(self, name: str, logic: Logic, params: Mapping[str, str]) -> tuple[PipelineFile, dict[str, str]]:
+    def _pipeline(
+        self, name: str, logic: Logic, params: Mapping[str, str]
+    ) -> tuple[PipelineFile, dict[str, TextOrSecret]]:
         file = f"{logic.path}/pipelines/{name}.yaml".removeprefix("./")
         try:
             raw = self.logic.read_file(logic.repo, logic.commit, file)

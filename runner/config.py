@@ -43,14 +43,30 @@ class Settings(BaseSettings):
         "github.com",
     )
     """Hosts that dbt packages may be fetched from, written as for `source_hosts`."""
+    secret_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9/_+=.@-]{1,100}$")] = "stage-runner/"  # noqa: S105 - no secret
+    """Put before the name of each secret that is looked up in AWS Secrets Manager."""
     logic_repo: str | None = None
     """The repository that `submit --pipeline` and `run-pipeline` read when none is given."""
+    logic_hosts: Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_split)] = None
+    """Hosts of logic repositories, written as `source_hosts`. Not set: any with the embedded services, else none."""
+    logic_schemes: Annotated[tuple[Literal["https", "http", "file"], ...] | None, NoDecode, BeforeValidator(_split)] = (
+        None
+    )
+    """Ways to logic repositories. Not set: all with the embedded services, else https."""
+    logic_tokens: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
+    """For hosts of private repositories, the name of the secret that opens them: `host=secret`, `host=user:secret`."""
+    git_cache_mib: Annotated[int, Field(ge=16)] = 2048
+    """On disk, for what was fetched of all repositories; and for what one fetch may bring."""
     production_ref: Annotated[str, Field(min_length=1, max_length=250)] = "main"
     """The branch of a logic repository whose commits may publish to other than `dev_` datasets."""
     emulator: Path = Path(".venv-emulator/bin/ministack")
     """The emulator's program, for the embedded services."""
     lease_s: Annotated[float, Field(ge=1, le=3600)] = LEASE_S
     """Seconds after which the run of a worker that is heard of no more goes on elsewhere; all workers have the same."""
+    input_cache_mib: Annotated[int, Field(ge=64)] = 10240
+    """On disk, for inputs' files that jobs have read."""
+    child_uids: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}-[1-9][0-9]{0,8}$")] = "61000-61099"
+    """The user ids that jobs run under where the worker is root: one a worker of this machine."""
     log_format: Literal["auto", "json", "text"] = "auto"
     aws_endpoint_url: Annotated[str | None, Field(validation_alias="AWS_ENDPOINT_URL")] = None
     aws_region: Annotated[str, Field(validation_alias="AWS_REGION")] = "us-east-1"

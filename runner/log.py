@@ -12,6 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from runner.model.redaction import Redaction
+from runner.model.text import printable as printable  # who logs shows the same way what is not logged
+from runner.model.text import printable_json
+
 _RUN: ContextVar[dict[str, object]] = ContextVar("run", default={})  # noqa: B039 - never mutated, only replaced
 
 logger = logging.getLogger("runner")
@@ -31,9 +35,9 @@ class JsonLines(logging.Formatter):
         }
         if getattr(record, "alert", False):
             line["alert"] = True  # what a person should hear of: a metric filter counts these
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        if traceback := _traceback(record):
+            line["traceback"] = traceback
+        return printable_json(json.dumps(line, ensure_ascii=False, default=str))
 
 
 class PlainText(logging.Formatter):
@@ -44,12 +48,26 @@ class PlainText(logging.Formatter):
         task = str(_RUN.get().get("task", "runner"))
         mark = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
         line = f"{at}  {task:<16} {mark}{printable(record.getMessage())}"
-        return f"{line}\n{printable(self.formatException(record.exc_info))}" if record.exc_info else line
+        return f"{line}\n{printable(traceback)}" if (traceback := _traceback(record)) else line
 
 
-def printable(text: str) -> str:
-    """`text` without control characters: names and messages come from repositories that nobody here wrote."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+def _traceback(record: logging.LogRecord) -> str | None:
+    """With `exc_text`, which is logging's own place for one that is text already."""
+    return logging.Formatter().formatException(record.exc_info) if record.exc_info else record.exc_text
+
+
+class _Redacting(logging.Filter):
+    """Takes secrets out of lines before any handler sees them, whatever it does with them."""
+
+    def __init__(self, redaction: Redaction) -> None:
+        super().__init__()
+        self._redaction = redaction
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._redaction.text(record.getMessage()), ()
+        if traceback := _traceback(record):
+            record.exc_info, record.exc_text = None, self._redaction.text(traceback)
+        return True
 
 
 def configure(log_format: Literal["auto", "json", "text"], *, level: int = logging.INFO) -> None:
@@ -64,16 +82,27 @@ def configure(log_format: Literal["auto", "json", "text"], *, level: int = loggi
 
 @contextmanager
 def bound_to_run(path: Path, **fields: object) -> Iterator[None]:
-    """Within: every line carries `fields`, and goes to the run's own log at `path` too."""
+    """Within: every line carries `fields`, and goes to the run's own log at `path` too. It ends what `hide` began."""
     # What UTF-8 cannot hold (half a surrogate pair, from a file's name) is written as JSON would escape it.
     handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(JsonLines())
     token = _RUN.set(fields)
     # The worker runs one job at a time, so the run's log may listen to the whole product.
     logger.addHandler(handler)
+    filters = list(logger.filters)
     try:
         yield
     finally:
+        logger.filters[:] = filters
         logger.removeHandler(handler)
         handler.close()
         _RUN.reset(token)
+
+
+def hide(redaction: Redaction) -> None:
+    """From here to the end of the run that the log is bound to: no line has the secrets in it, nor has its traceback.
+
+    For lines of all threads, and all that listens: the run's log, standard error, a terminal.
+    """
+    if redaction.secrets:
+        logger.addFilter(_Redacting(redaction))

@@ -11,7 +11,17 @@ from uuid import UUID
 
 from runner.model.errors import Failure, InfrastructureError
 from runner.model.lineage import Edge as Edge
-from runner.model.manifest import AttemptRecord, Manifest, OutputRecord, PackageRecord, Pin, Plan, Software, State
+from runner.model.manifest import (
+    AttemptRecord,
+    Manifest,
+    OutputRecord,
+    PackageRecord,
+    Pin,
+    Plan,
+    Software,
+    State,
+    Walls,
+)
 from runner.model.messages import EngineResult, FieldIds, Job, Progress
 from runner.model.policy import LEASE_S as LEASE_S
 from runner.model.spec import JobSpec, Partition, Stage
@@ -121,8 +131,11 @@ class Objects(Protocol):
 
     def uri(self, key: str) -> str: ...
 
-    def get(self, key: str) -> bytes | None:
-        """The object, or None if there is none."""
+    def get(self, key: str, *, at_most: int | None = None) -> bytes | None:
+        """The object, or None if there is none. Raises `DataError` for one of more than `at_most` bytes."""
+
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        """Its bytes from `start` to before `end`, fewer where it ends before; None if there is no object."""
 
     def put(self, key: str, body: bytes) -> None: ...
 
@@ -288,6 +301,16 @@ class Packages(Protocol):
         """
 
 
+# ---------------------------------------------------------------- secrets
+
+
+class Secrets(Protocol):
+    def get(self, name: str) -> str:
+        """The secret's text. Raises `SpecError` where there is none of that name (or no right to read it),
+        `InfrastructureError` or `TransientError` where the store does not answer.
+        """
+
+
 # ---------------------------------------------------------------- engine
 
 
@@ -306,22 +329,31 @@ class Execution:
 
     result: EngineResult
     reads: Mapping[str, Read] | None
+    walls: Walls | None = None
+    """What kept the job's code in; None where no job code ran."""
 
 
 class Engine(Protocol):
     """Does the work of a job in its scratch. Raises the category of error that the work ended with."""
+
+    def prepare(self) -> None:
+        """Begin to get ready for a first job. Raises `InfrastructureError` where none may run on this machine."""
 
     def execute(
         self,
         job: Job,
         *,
         served: Mapping[str, Sequence[ServedFile]],
+        secrets: Mapping[str, str],
         say: Callable[[Progress], None],
     ) -> Execution:
-        """`served` maps each input's alias to the files that may be opened for it."""
+        """`served` maps each input's alias to the files that may be opened for it, `secrets` names to texts."""
 
     def stop(self) -> None:
         """End the execution at hand, if there is one, which then raises `InfrastructureError`. For another thread."""
+
+    def close(self) -> None:
+        """End what was made ready; what is executed afterwards is made ready again."""
 
 
 # ---------------------------------------------------------------- ledger
@@ -521,6 +553,7 @@ class Ports:
     objects: Objects
     logic: LogicSource
     packages: Packages
+    secrets: Secrets
     datasets: Callable[[str], Datasets]
     """The adapter that keeps a dataset, by the dataset's name: tables are kept otherwise than prefixes."""
     engine: Callable[[Stage], Engine]

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 from uuid import UUID
 
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.filesize import decimal
+from rich.segment import Segment
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +24,7 @@ from runner.model.difference import Difference
 from runner.model.errors import Failure
 from runner.model.lineage import LineageNode, LineageTree
 from runner.model.manifest import Manifest, OutputRecord, State
+from runner.model.text import printable_json
 from runner.ports import SHORT_ID_CHARACTERS, RunRow
 from runner.rebuild import NOT_RESTORED, Rebuilt
 from runner.redrive import Action, Entry, Examined, Listed, Redriven, Remedy
@@ -31,9 +33,24 @@ _PIPE_WIDTH = 160
 """Columns where nobody's terminal says: files and pipes, which should not get a terminal's line breaks."""
 
 
+class PlainConsole(Console):
+    """Shows text as it is: nothing in it is markup or the name of an emoji, no control character gets through.
+
+    Names come from people who may mean harm, and not every place that shows one remembers it.
+    """
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None, file: IO[str] | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, file=file, highlight=False, markup=False, emoji=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            # A segment with `control` is rich's own: where a spinner is drawn.
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def _console(*, stderr: bool = False) -> Console:
-    console = Console(stderr=stderr, highlight=False)
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+    console = PlainConsole(stderr=stderr)
+    return console if console.is_terminal else PlainConsole(stderr=stderr, width=_PIPE_WIDTH)
 
 
 out = _console()
@@ -55,7 +72,8 @@ def short(run_id: UUID) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output, and nothing else there."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=_jsonable))  # noqa: T201 - machine output
+    document = json.dumps(value, indent=2, ensure_ascii=False, default=_jsonable)
+    print(printable_json(document))  # noqa: T201 - machine output
 
 
 def _jsonable(value: object) -> object:
@@ -219,6 +237,10 @@ def show_manifest(manifest: Manifest) -> None:
     if report.software:
         packages = ", ".join(f"{name} {version}" for name, version in sorted(report.software.packages.items()))
         facts.add_row("ran on", f"stage-runner {report.software.runner}, Python {report.software.python}, {packages}")
+        if walls := report.software.walls:
+            landlock = f"Landlock {walls.landlock}" if walls.landlock else "no Landlock"
+            account = "a user id of its own" if walls.account == "own" else "the worker's user id"
+            facts.add_row("ran behind", f"seccomp, {landlock}, {account}")
     if spec.rerun:
         facts.add_row("repeats", str(spec.rerun.of))
     facts.add_row("attempts", ", ".join(f"{each.attempt} {each.outcome}" for each in manifest.attempts))
@@ -291,7 +313,7 @@ def print_log_line(line: dict[str, Any]) -> None:
     at = str(line.get("at", ""))[11:19]
     out.print(
         Text.assemble(
-            (f"{at} ", "dim"), (f"{line.get('attempt', ''):>2} ", "dim"), (printable(str(line.get("message"))), style)
+            (f"{at} ", "dim"), (f"{line.get('attempt', '')!s:>2} ", "dim"), (printable(str(line.get("message"))), style)
         )
     )
     if "traceback" in line:

@@ -98,8 +98,10 @@ class Worker:
 
         While a service is away no message is taken: the worker waits, longer each time, and goes on when it is back.
         Raises `InfrastructureError` or `TransientError` where the services have not answered once, where one is away
-        for all of `idle_timeout_s`, and where the last of `max_jobs` met an outage.
+        for all of `idle_timeout_s`, and where the last of `max_jobs` met an outage; and, before any message is taken,
+        where jobs of this stage may not run on this machine.
         """
+        self._ports.engine(stage).prepare()
         if swept := sweep(self._ports.scratch):
             logger.info("%d folders of workers that were killed are removed", swept)
         taken, idle_s, away_s, well = 0, 0.0, 0.0, False

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
     from types_boto3_sqs.client import SQSClient
 
+    from tests.support.site import Site
+
 _HOME = pytest.StashKey[Path]()
 _EMULATOR = pytest.StashKey[Path]()
 
@@ -153,3 +155,19 @@ def ledger_url(services: Endpoints) -> Iterator[str]:
         at = conninfo_to_dict(server)
         yield f"postgresql://{at['user']}:{at['password']}@{at['host']}:{at['port']}/{name}"
         connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def site(services: Endpoints, ledger_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A whole installation of the module's own, on the session's services."""
+    from tests.support.site import make_site
+
+    made = make_site(
+        tmp_path_factory.mktemp("site"),
+        ledger_url=ledger_url,
+        aws_endpoint_url=services.aws_endpoint_url,
+        name=f"t{uuid4().hex[:10]}",
+    )
+    yield made
+    made.app.close()
+    made.portal.stop()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from runner import __version__
 from runner.model.errors import InfrastructureError, RunnerError, TransientError
 
 if TYPE_CHECKING:
@@ -69,10 +72,16 @@ class Aws:
         client: SQSClient = self._client("sqs")
         return client
 
-    def _client(self, service: Literal["s3", "sqs"]) -> Any:
+    def secretsmanager(self) -> Any:
+        """Untyped: the stubs of this service are not among those installed."""
+        return self._client("secretsmanager")
+
+    def _client(self, service: Literal["s3", "sqs", "secretsmanager"]) -> Any:
+        import botocore.session
         from boto3.session import Session
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
+        from botocore.handlers import add_expect_header
 
         # An emulator answers at one host name; `<bucket>.<that name>` resolves nowhere.
         addressing: Literal["path", "auto"] = "path" if self._endpoint_url else "auto"
@@ -81,20 +90,39 @@ class Aws:
             read_timeout=READ_TIMEOUT_S,
             retries={"mode": "standard", "total_max_attempts": TRIES},
             s3={"addressing_style": addressing},
+            # Else botocore would put its own together anew for each request.
+            user_agent=f"stage-runner/{__version__} botocore/{botocore.__version__}",
         )
+        session = botocore.session.get_session()
+        session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_time)
         try:
-            return Session(region_name=self._region).client(
+            client = Session(region_name=self._region, botocore_session=session).client(
                 service,
                 endpoint_url=self._endpoint_url,
                 aws_access_key_id=self._access_key_id,
                 aws_secret_access_key=self._secret_access_key,
                 config=config,
             )
+            # To ask S3 whether it wants a body before that is sent is a round trip for each.
+            client.meta.events.unregister("before-call.s3", add_expect_header)
+            return client
         except (BotoCoreError, ValueError) as exc:
             # ValueError is how botocore refuses an endpoint that is no URL.
             raise InfrastructureError(
                 f"{service.upper()}: expected a usable AWS configuration, got {exc}", hint=_SERVICES_HINT
             ) from exc
+
+
+def _time(value: Any) -> datetime:
+    """Listings have one for each key, and most answers one. botocore tries all ways in which people write times."""
+    from botocore.utils import parse_timestamp
+
+    if isinstance(value, str) and value[4:5] == "-":
+        return datetime.fromisoformat(value)
+    if isinstance(value, str) and value.endswith(" GMT"):
+        return parsedate_to_datetime(value)
+    parsed: datetime = parse_timestamp(value)
+    return parsed
 
 
 @contextmanager

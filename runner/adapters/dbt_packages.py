@@ -39,6 +39,8 @@ MAX_ARCHIVE_BYTES: Final = 50 * 1024**2
 MAX_UNPACKED_BYTES: Final = 200 * 1024**2
 MAX_FILES: Final = 20_000
 MAX_PATH_CHARS: Final = 1000
+_MAX_PART_BYTES: Final = 255
+"""Linux opens no file whose name is longer (limits.h, NAME_MAX)."""
 MAX_PACKAGES: Final = 200
 FETCH_S: Final = 300.0
 """For one file, tries and waits included."""
@@ -123,13 +125,17 @@ class DbtPackages:
     # ------------------------------------------------------------ git
 
     def _check_out(self, locked: _Locked, room: Path) -> tuple[str, None, Path]:
-        url = urlsplit(locked.address)
+        try:
+            url = urlsplit(locked.address)
+            port = url.port
+        except ValueError as exc:  # brackets that hold no IPv6 address, a port that is none
+            raise LogicError(f"expected an http(s) address, got {_shown(locked.address)}") from exc
         if url.scheme not in ("http", "https") or not url.hostname or url.username or url.password:
             raise LogicError(
                 f"expected an http(s) address without user and password, got {_shown(locked.address)}",
                 hint="git over ssh needs a key, and the runner has none; commit the package, or name an https address",
             )
-        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        port = port or {"http": 80, "https": 443}[url.scheme]
         self._allowed.require_host(url.hostname, port, what="git", subject=_LOCK)
         if not _COMMIT.fullmatch(locked.version):
             raise LogicError(f"expected a commit of 40 hex digits as revision, got {locked.version!r}", hint=_AGAIN)
@@ -277,7 +283,10 @@ def sha1_hash(entries: list[Mapping[str, Any]]) -> str:
     for entry in entries:
         absent = next((_ABSENT[kind] for kind in _KINDS if kind in entry and kind in _ABSENT), {})
         whole = {**absent, **entry, "unrendered": entry}
-        lines.append(json.dumps(whole, sort_keys=True, default=str))
+        try:
+            lines.append(json.dumps(whole, sort_keys=True, default=str))
+        except TypeError as exc:  # a date as a key, or keys that cannot be sorted
+            raise LogicError(f"packages.yml: expected keys that are text, got {_called(entry)}: {exc}") from exc
     return sha1("\n".join(sorted(lines)).encode(), usedforsecurity=False).hexdigest()
 
 
@@ -313,6 +322,8 @@ def _inside(path: Path, folder: Path) -> Path:
     there = Path(os.path.realpath(path))
     if not _leads_into(there, folder):
         raise LogicError(f"expected a folder of the repository, got {path.name!r}, which leads out of it")
+    if any(len(os.fsencode(part)) > _MAX_PART_BYTES for part in there.parts):
+        raise LogicError(f"expected a folder of the repository, got a name of more than {_MAX_PART_BYTES} bytes")
     return there
 
 

@@ -98,7 +98,15 @@ class HttpExtract:
         self._network = network or httpcore.SyncBackend()
         self._deadline: Deadline | None = None
 
-    def execute(self, job: Job, *, served: Mapping[str, Sequence[ServedFile]], say: Say) -> Execution:
+    def prepare(self) -> None:
+        """Nothing: no job code runs here."""
+
+    def close(self) -> None:
+        """Nothing is kept between jobs."""
+
+    def execute(
+        self, job: Job, *, served: Mapping[str, Sequence[ServedFile]], secrets: Mapping[str, str], say: Say
+    ) -> Execution:
         """Fetch every source to `<scratch>/out/<source>/<file name>`.
 
         Raises `SpecError` for a host that is not allowed, `DataError` for an answer that is not the file,

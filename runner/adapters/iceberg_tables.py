@@ -100,6 +100,10 @@ class IcebergTables:
         self._catalog = catalog
         self._bucket = bucket
 
+    def close(self) -> None:
+        """Let go of the catalog's connections; what is asked afterwards makes new ones."""
+        self._catalog.close()
+
     def pin(self, dataset: str, alias: str, snapshot: str | None) -> Pin:
         with _translated(dataset):
             table = self._load(dataset)

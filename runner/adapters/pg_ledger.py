@@ -111,19 +111,10 @@ class PgLedger:
 
     def submit(self, spec: JobSpec) -> datetime:
         with self._transaction() as connection:
-            return self._submit(connection, spec)
-
-    def _submit(self, connection: psycopg.Connection[DictRow], spec: JobSpec) -> datetime:
-        connection.execute(QUERIES["submit"], _spec_columns(spec))
-        row = _one(connection.execute(QUERIES["stored_spec"], {"run_id": spec.run_id}))
-        # Another release may write the same spec with more fields and another digest: what it says is what counts.
-        if row["spec_sha256"] != spec.digest() and parse_spec(row["spec"]) != spec:
-            raise ConflictError(
-                f"run {spec.run_id}: expected the spec that it was submitted with "
-                f"(sha256 {row['spec_sha256'][:12]}), got another (sha256 {spec.digest()[:12]})",
-                hint="a new request needs a run_id of its own",
-            )
-        return _aware(row["submitted_at"])
+            connection.execute(QUERIES["submit"], _spec_columns(spec))
+            row = _one(connection.execute(QUERIES["stored_spec"], {"run_id": spec.run_id}))
+            _require_same_spec(spec, row)
+            return _aware(row["submitted_at"])
 
     def sent(self, run_ids: Sequence[UUID]) -> None:
         with self._transaction() as connection:
@@ -132,18 +123,22 @@ class PgLedger:
     def claim(self, spec: JobSpec, *, worker: str) -> Claimed | Busy | Decided:
         at = {"run_id": spec.run_id}
         with self._transaction() as connection:
-            self._submit(connection, spec)
-            row = _one(connection.execute(QUERIES["lock_run"], at))
+            row = connection.execute(QUERIES["lock_run"], at).fetchone()
+            if row is None:
+                connection.execute(QUERIES["submit"], _spec_columns(spec))
+                row = _one(connection.execute(QUERIES["lock_run"], at))
+            _require_same_spec(spec, row)
             if row["state"] in TERMINAL:
                 return Decided(manifest=_manifest(row["manifest"]), recorded=row["recorded"])
             if row["busy_s"] is not None and row["busy_s"] > 0:
                 return Busy(seconds=row["busy_s"])
-            tries = _one(connection.execute(QUERIES["tries"], at))["tries"]
-            attempt = _one(connection.execute(QUERIES["take"], {**at, "lease_s": self._lease_s}))["attempt"]
-            connection.execute(QUERIES["lose_earlier_attempts"], at)
-            connection.execute(QUERIES["start_attempt"], {**at, "attempt": attempt, "worker": worker})
+            tries = 0
+            if row["attempt"] > 0:
+                tries = _one(connection.execute(QUERIES["tries"], at))["tries"]
+                connection.execute(QUERIES["lose_earlier_attempts"], at)
+            taken = _one(connection.execute(QUERIES["take"], {**at, "lease_s": self._lease_s, "worker": worker}))
             return Claimed(
-                attempt=attempt,
+                attempt=taken["attempt"],
                 tries=tries + 1,
                 settling=tries >= row["max_attempts"],
                 submitted_at=_aware(row["submitted_at"]),
@@ -221,7 +216,7 @@ class PgLedger:
             return "asked"
 
     def cancel_wanted(self, run_id: UUID) -> bool:
-        with self._transaction() as connection:
+        with self._session() as connection:
             row = connection.execute(QUERIES["cancel_wanted"], {"run_id": run_id}).fetchone()
         return row is not None and bool(row["cancel_wanted"])
 
@@ -252,7 +247,7 @@ class PgLedger:
         )
 
     def attempts(self, run_id: UUID) -> tuple[AttemptRecord, ...]:
-        with self._transaction() as connection:
+        with self._session() as connection:
             return tuple(
                 AttemptRecord(
                     attempt=row["attempt"],
@@ -266,7 +261,7 @@ class PgLedger:
             )
 
     def now(self) -> datetime:
-        with self._transaction() as connection:
+        with self._session() as connection:
             return _aware(_one(connection.execute(QUERIES["now"]))["now"])
 
     def decide(self, manifest: Manifest, *, attempt: int) -> None:
@@ -286,9 +281,10 @@ class PgLedger:
                 },
             )
             _mine(cursor, run_id, attempt)
-            self._end_attempt(connection, run_id, attempt, manifest.state.value, manifest.failure)
-            connection.execute(QUERIES["give_back_tables"], {"run_id": run_id})
-            _add_what_landed(connection, manifest)
+            with connection.pipeline():
+                self._end_attempt(connection, run_id, attempt, manifest.state.value, manifest.failure)
+                connection.execute(QUERIES["give_back_tables"], {"run_id": run_id})
+                _add_what_landed(connection, manifest)
 
     def mark_recorded(self, run_id: UUID) -> None:
         with self._transaction() as connection:
@@ -297,12 +293,12 @@ class PgLedger:
     # ------------------------------------------------------------ reading
 
     def spec(self, run_id: UUID) -> JobSpec | None:
-        with self._transaction() as connection:
+        with self._session() as connection:
             row = connection.execute(QUERIES["spec"], {"run_id": run_id}).fetchone()
         return None if row is None else parse_spec(row["spec"], what=f"spec of {run_id}")
 
     def manifest(self, run_id: UUID) -> Manifest | None:
-        with self._transaction() as connection:
+        with self._session() as connection:
             row = connection.execute(QUERIES["manifest"], {"run_id": run_id}).fetchone()
         return None if row is None or row["manifest"] is None else _manifest(row["manifest"])
 
@@ -312,7 +308,7 @@ class PgLedger:
 
     def find_run(self, text: str) -> list[UUID]:
         """Runs whose id begins with `text`, or ends with it where it has 8 characters: none, the one, or two."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             return [row["run_id"] for row in connection.execute(QUERIES["find_run"], {"text": text})]
 
     def runs(
@@ -339,7 +335,7 @@ class PgLedger:
 
     def _runs(self, **given: Any) -> list[RunRow]:
         wanted = dict.fromkeys(_FILTERS) | given
-        with self._transaction() as connection:
+        with self._session() as connection:
             return [
                 RunRow(
                     run_id=row["run_id"],
@@ -363,7 +359,7 @@ class PgLedger:
             ]
 
     def newest(self, dataset: str) -> str | None:
-        with self._transaction() as connection:
+        with self._session() as connection:
             row = connection.execute(QUERIES["newest"], {"dataset": dataset}).fetchone()
         return None if row is None else str(row["snapshot"])
 
@@ -374,7 +370,7 @@ class PgLedger:
         return self._walk("downstream", dataset, snapshot)
 
     def _walk(self, direction: str, dataset: str, snapshot: str) -> list[Edge]:
-        with self._transaction() as connection, connection.cursor(row_factory=tuple_row) as cursor:
+        with self._session() as connection, connection.cursor(row_factory=tuple_row) as cursor:
             rows = cursor.execute(QUERIES[direction], {"dataset": dataset, "snapshot": snapshot}).fetchall()
         # A dataset that is read under two names is one edge, though the run has written two.
         return [Edge(**dict(zip(_EDGE, row, strict=True))) for row in dict.fromkeys(rows)]
@@ -382,18 +378,18 @@ class PgLedger:
     # ------------------------------------------------------------ restoring
 
     def has_runs(self) -> bool:
-        with self._transaction() as connection:
+        with self._session() as connection:
             return bool(_one(connection.execute(QUERIES["has_runs"]))["has_runs"])
 
     def at_work(self) -> UUID | None:
         """A run that a worker holds the lease of, if there is one."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             row = connection.execute(QUERIES["at_work"]).fetchone()
         return None if row is None else cast(UUID, row["run_id"])
 
     def known(self, run_ids: Sequence[UUID]) -> dict[UUID, JobSpec | None]:
         """Those of the runs that are here: the spec of one that is to end still, None for one that is decided."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             rows = connection.execute(QUERIES["known_runs"], {"run_ids": list(run_ids)}).fetchall()
         return {row["run_id"]: None if row["decided"] else parse_spec(row["spec"]) for row in rows}
 
@@ -443,19 +439,19 @@ class PgLedger:
 
     def known_snapshots(self, dataset: str, snapshots: Sequence[str]) -> set[str]:
         """Those that a decided run published, or any run read."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             rows = connection.execute(QUERIES["known_snapshots"], {"dataset": dataset, "snapshots": list(snapshots)})
             return {row["snapshot"] for row in rows}
 
     def read_documents(self, dataset: str, documents: Sequence[str]) -> set[str]:
         """Those of a table's metadata documents that were the newest when some run pinned the table."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             rows = connection.execute(QUERIES["read_documents"], {"dataset": dataset, "documents": list(documents)})
             return {row["metadata"] for row in rows}
 
     def listed_document(self, table: str) -> str | None:
         """The metadata document that the catalog beside the ledger has for a table; None if it lists no such table."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             row = connection.execute(QUERIES["listed_document"], _table_key(table)).fetchone()
         return None if row is None else str(row["metadata_location"])
 
@@ -474,7 +470,7 @@ class PgLedger:
             return cursor.fetchone() is not None
 
     def lapsed_leases(self, stage: Stage) -> list[LapsedLease]:
-        with self._transaction() as connection:
+        with self._session() as connection:
             return [
                 LapsedLease(
                     run_id=row["run_id"],
@@ -488,7 +484,7 @@ class PgLedger:
     def count_sent(self, stage: Stage, *, before: datetime, quiet: timedelta, besides: Collection[UUID]) -> int:
         """How many undecided runs were sent before; one whose sending nobody noted, `quiet` after it was submitted."""
         given = {"stage": stage.value, "before": before, "quiet": quiet, "besides": list(besides)}
-        with self._transaction() as connection:
+        with self._session() as connection:
             return int(_one(connection.execute(QUERIES["count_sent"], given))["runs"])
 
     def to_send(
@@ -496,7 +492,7 @@ class PgLedger:
     ) -> dict[UUID, datetime]:
         """Undecided runs, each with when it was last sent: those without a live lease, and any sent so long ago."""
         given = {"stage": stage.value, "sent_before": sent_before, "expired_before": expired_before}
-        with self._transaction() as connection:
+        with self._session() as connection:
             rows = connection.execute(QUERIES["to_send"], {**given, "besides": list(besides)})
             return {row["run_id"]: _aware(row["sent_at"]) for row in rows}
 
@@ -510,14 +506,14 @@ class PgLedger:
     def unrecorded(self, stage: Stage, *, decided_before: datetime) -> dict[UUID, datetime]:
         """Decided runs whose manifest nobody has noted to be in S3, each with when it was decided."""
         given = {"stage": stage.value, "decided_before": decided_before}
-        with self._transaction() as connection:
+        with self._session() as connection:
             return {
                 row["run_id"]: _aware(row["decided_at"]) for row in connection.execute(QUERIES["unrecorded"], given)
             }
 
     def standings(self, run_ids: Sequence[UUID]) -> dict[UUID, Standing]:
         """Those of the runs that are here."""
-        with self._transaction() as connection:
+        with self._session() as connection:
             rows = connection.execute(QUERIES["standings"], {"run_ids": list(run_ids)})
             return {
                 row["run_id"]: Standing(spec=row["spec"], decided_at=row["decided_at"] and _aware(row["decided_at"]))
@@ -528,12 +524,18 @@ class PgLedger:
 
     @contextmanager
     def _transaction(self) -> Iterator[psycopg.Connection[DictRow]]:
-        """One transaction on the one connection, made again where it broke. psycopg's errors end here."""
+        with self._session() as connection, connection.transaction():
+            yield connection
+
+    @contextmanager
+    def _session(self) -> Iterator[psycopg.Connection[DictRow]]:
+        """The one connection, made again where it broke. psycopg's errors end here.
+
+        Each statement is a transaction of its own: for one that only reads, BEGIN and COMMIT are two round trips more.
+        """
         with self._using:
             try:
-                connection = self._connected()
-                with connection.transaction():
-                    yield connection
+                yield self._connected()
             except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as exc:
                 self.close()
                 raise InfrastructureError(
@@ -587,6 +589,16 @@ def _spec_columns(spec: JobSpec) -> dict[str, Any]:
         "logical_time": spec.logical_time,
         "max_attempts": spec.max_attempts,
     }
+
+
+def _require_same_spec(spec: JobSpec, row: DictRow) -> None:
+    # Another release may write the same spec with more fields and another digest: what it says is what counts.
+    if row["spec_sha256"] != spec.digest() and parse_spec(row["spec"]) != spec:
+        raise ConflictError(
+            f"run {spec.run_id}: expected the spec that it was submitted with "
+            f"(sha256 {row['spec_sha256'][:12]}), got another (sha256 {spec.digest()[:12]})",
+            hint="a new request needs a run_id of its own",
+        )
 
 
 def _pin_columns(run_id: UUID, pin: Pin) -> dict[str, Any]:

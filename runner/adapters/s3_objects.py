@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner.adapters.aws import aws_errors, error_code
-from runner.model.errors import InfrastructureError, TransientError
+from runner.model.errors import DataError, InfrastructureError, TransientError
 from runner.ports import StoredObject
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
-    from types_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+    from types_boto3_s3.type_defs import GetObjectOutputTypeDef, ListObjectsV2OutputTypeDef
 
 _CONDITIONAL_TRIES = 5
 _CONDITIONAL_PAUSE_S = 0.2
+_LARGEST_PUT_BYTES = 8 * 1024 * 1024
+"""A larger file goes up in parts, side by side; for a smaller one the threads for that would cost more than it does."""
 _LARGEST_DELETE = 1000
 """https://docs.aws.amazon.com/AmazonS3/latest/API/API_DeleteObjects.html"""
 
@@ -37,12 +39,38 @@ class S3Objects:
         with self._errors(""):
             self._require_bucket()
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes | None:
         with self._errors(key):
             try:
-                return self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+                answer = self._client.get_object(Bucket=self._bucket, Key=key)
             except self._client.exceptions.NoSuchKey:
                 return None
+            if at_most is not None and self._length(key, answer) > at_most:
+                answer["Body"].close()
+                came = f"{self._length(key, answer):,}"
+                raise DataError(f"object {self.uri(key)}: expected at most {at_most:,} bytes, got {came}")
+            return answer["Body"].read()
+
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        from botocore.exceptions import ClientError
+
+        with self._errors(key):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, Range=f"bytes={start}-{end - 1}")
+            except self._client.exceptions.NoSuchKey:
+                return None
+            except ClientError as exc:
+                if error_code(exc) != "InvalidRange":
+                    raise
+                return b""  # it begins after the object's end
+            self._length(key, answer)
+            return answer["Body"].read()
+
+    def _length(self, key: str, answer: GetObjectOutputTypeDef) -> int:
+        """An answer that was cut off before it says its length would read as an empty object."""
+        if "ContentLength" not in answer:
+            raise TransientError(f"object {self.uri(key)}: expected a whole answer, got one without its length")
+        return answer["ContentLength"]
 
     def put(self, key: str, body: bytes) -> None:
         with self._errors(key):
@@ -136,14 +164,13 @@ class S3Objects:
         return True
 
     def put_file(self, key: str, path: Path) -> None:
+        # S3 checks what comes, or each part of it, against the checksum: bytes that changed on the way are refused.
         with self._errors(key):
-            self._client.upload_file(
-                # S3 checks each part against it, so bytes that changed on the way are refused.
-                str(path),
-                self._bucket,
-                key,
-                ExtraArgs={"ChecksumAlgorithm": "SHA256"},
-            )
+            if path.stat().st_size <= _LARGEST_PUT_BYTES:
+                body = path.read_bytes()
+                self._client.put_object(Bucket=self._bucket, Key=key, Body=body, ChecksumAlgorithm="SHA256")
+            else:
+                self._client.upload_file(str(path), self._bucket, key, ExtraArgs={"ChecksumAlgorithm": "SHA256"})
 
     def get_file(self, key: str, path: Path) -> None:
         from botocore.exceptions import ClientError

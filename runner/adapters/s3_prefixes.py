@@ -132,16 +132,19 @@ class S3Prefixes:
         return LoadedPrefix(self, dataset, self._snapshots(dataset))
 
     def read(self, dataset: str, snapshot: str) -> PrefixSnapshot | None:
-        """A version's document, or None. A document never changes, so the last ones read are kept."""
+        """A version's document, or None. A document never changes, so the last ones read or made are kept."""
         key = _key(dataset, snapshot)
         if key not in self._documents:
             document = self._fetch(dataset, snapshot)
             if document is None:
                 return None
-            while len(self._documents) >= _DOCUMENTS_KEPT:
-                self._documents.pop(next(iter(self._documents)))
-            self._documents[key] = document
+            self._keep(key, document)
         return self._documents[key]
+
+    def _keep(self, key: str, document: PrefixSnapshot) -> None:
+        while len(self._documents) >= _DOCUMENTS_KEPT:
+            self._documents.pop(next(iter(self._documents)))
+        self._documents[key] = document
 
     def _fetch(self, dataset: str, snapshot: str) -> PrefixSnapshot | None:
         key = _key(dataset, snapshot)
@@ -181,8 +184,10 @@ class S3Prefixes:
                 (parent.run_id, *parent.earlier_runs)[:_EARLIER_RUNS] if parent and snapshot.isdecimal() else ()
             ),
         )
-        if not self._objects.put_if_absent(_key(dataset, snapshot), document.to_json().encode()):
+        key = _key(dataset, snapshot)
+        if not self._objects.put_if_absent(key, document.to_json().encode()):
             raise LostRace(f"{dataset}: expected to create version {snapshot}, got one that is there already")
+        self._keep(key, document)
 
     def _snapshots(self, dataset: str) -> frozenset[str]:
         prefix = snapshots_prefix(dataset)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -16,9 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import duckdb
 
 from runner.engines import scratch
-from runner.engines.dbt_files import install_path, link_packages, read_yaml
+from runner.engines.dbt_call import call
 from runner.engines.dbt_graph import Graph, graph_of
+from runner.engines.dbt_parse import parse as parse
+from runner.engines.dbt_project import Project
 from runner.engines.dbt_reasons import FORBIDDEN, explained, one_line
+from runner.engines.dbt_warm import warm as warm
 from runner.engines.export import export
 from runner.engines.inputs import Inputs
 from runner.engines.lock import free_options, lock, set_free_options
@@ -26,10 +28,10 @@ from runner.engines.types import quote, quote_relation
 from runner.model.errors import DataError, Failure, LogicError, SchemaError
 from runner.model.manifest import Step
 from runner.model.messages import EngineOutput, EngineResult, Job, JobOutput
-from runner.model.spec import DbtStep, DbtWork
+from runner.model.redaction import Redaction
+from runner.model.spec import DbtStep, DbtWork, SecretRef
 
 if TYPE_CHECKING:
-    from click import Command
     from dbt.cli.main import dbtRunnerResult
 
 _COMMENT = re.compile(r"\s*/\*.*?\*/", re.DOTALL)
@@ -44,6 +46,10 @@ _STATUS: Mapping[str, Literal["success", "pass", "warn", "fail", "error", "skipp
     "skipped": "skipped",
     "no-op": "skipped",
 }
+_UNREAD = ("macros", "docs", "disabled", "parent_map", "child_map")
+"""Of dbt's manifest, what no graph is made of."""
+_OF_PARSING = ("UnableToPartialParse", "ParsedFileLoadFailed", "PartialParsingSkipParsing", "PartialParsingEnabled")
+"""The events by which dbt tells what it made of an earlier parse."""
 
 
 def run(job: Job, inputs: Inputs) -> EngineResult:
@@ -51,25 +57,32 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
     work = job.work
     if not isinstance(work, DbtWork):
         raise LogicError(f"work.kind: expected 'dbt', got {work.kind!r}")
-    project = _Project(job, work)
+    work = _with_texts(work, inputs.secrets)
+    project = Project(job, work)
     project.prepare()
-    connection = scratch.connect(job, inputs, str(project.database))
-    scratch.make_views(connection, job)
-    inputs.primed()
-    # After it, so that the record shows the state as read: its rows are in what is published.
-    scratch.restore(connection, job)
-    connection.close()
+    project.enter()
+    if scratch.reads_tables(job):
+        with scratch.connect(job, inputs, str(project.database)) as connection:
+            scratch.make_views(connection, job)
+            inputs.primed()
+            # After it, so that the record shows the state as read: its rows are in what is published.
+            scratch.restore(connection, job)
+    else:
+        inputs.primed()
+    calls = _Calls(job, work, project, inputs)
     steps: list[Step] = []
     for number, step in enumerate(work.steps, start=1):
-        found = list(project.invoke(step, inputs))
+        found = list(calls.of(step))
         project.keep_artifacts(number)
         steps += found
         # Where what passed is published, a later step may still test it.
         if _failed(found) and job.publish == "all":
             break
-    graph = project.graph()
+    graph = _graph(project.target / "manifest.json")
     connection = scratch.connect(job, inputs, str(project.database))
-    project.lock(connection)
+    # A view runs when it is published: it reads what dbt's own connection could, as its hooks had set that up.
+    set_free_options(connection, calls.options)
+    lock(connection, (*project.folders, Path(job.scratch) / "out"))
     outputs, failure = _outputs(job, graph, steps, connection, inputs)
     return EngineResult(
         outputs=outputs,
@@ -81,158 +94,105 @@ def run(job: Job, inputs: Inputs) -> EngineResult:
     )
 
 
+def _with_texts(work: DbtWork, secrets: Mapping[str, str]) -> DbtWork:
+    """The work as dbt is told it: with texts where the spec refers to secrets."""
+
+    def text(value: object) -> object:
+        return secrets[value.secret] if isinstance(value, SecretRef) else value
+
+    given = {
+        "vars": {name: text(value) for name, value in work.vars.items()},
+        "env": {name: text(value) for name, value in work.env.items()},
+    }
+    return work.model_copy(update=given)
+
+
 def _failed(steps: Iterable[Step]) -> bool:
     return any(step.status in ("error", "fail") for step in steps)
 
 
-class _Project:
-    """One project's folders and dbt's entry point."""
+class _Calls:
+    """dbt called step by step on one project."""
 
-    def __init__(self, job: Job, work: DbtWork) -> None:
+    def __init__(self, job: Job, work: DbtWork, project: Project, inputs: Inputs) -> None:
         self._job = job
         self._work = work
-        self._root = Path(job.workspace)
-        folder = Path(job.scratch)
-        self.database = folder / f"{work.database}.duckdb"
-        self._profiles = folder / "profiles"
-        self._target = folder / "target"
-        self._logs = folder / "logs"
-        self._external = folder / "external"
-        self._out = folder / "out"
-        self._profile = ""
-        self._options: dict[str, str] = {}
-        self._artifacts = folder / "artifacts"
-        self._folders = (self._clone, self._external)
-        """What SQL may read and write besides its inputs."""
+        self._project = project
+        self._inputs = inputs
+        self._secrets = Redaction(inputs.secrets)
+        self.options: Mapping[str, str] = {}
+        """What SQL had set on the latest connection, of the options that it may set."""
 
-    @property
-    def artifacts(self) -> tuple[str, ...]:
-        return tuple(sorted(path.name for path in self._artifacts.glob("*")))
-
-    def keep_artifacts(self, step: int) -> None:
-        """What dbt has written of the step: each step writes its results anew, the others only where they changed."""
-        self._artifacts.mkdir(exist_ok=True)
-        for name in ("manifest.json", "catalog.json", "index.html", "run_results.json"):
-            made = self._target / name
-            kept = f"run_results.{step}.json" if name == "run_results.json" else name
-            if made.is_file():
-                # Results are moved: a step that writes none would seem to have those of the one before it.
-                (shutil.move if name == "run_results.json" else shutil.copyfile)(made, self._artifacts / kept)
-
-    def prepare(self) -> None:
-        """The project's profile by its own name, its local packages where dbt looks for them."""
-        path = self._root / "dbt_project.yml"
-        if not path.is_file():
-            raise LogicError(
-                "dbt_project.yml: expected a dbt project at logic.path, got none", subject="dbt_project.yml"
-            )
-        project = read_yaml(path)
-        # What takes its name from Jinja, or has none, is run under the project's name; `--profile` says so to dbt.
-        named = isinstance(project.get("profile"), str) and "{{" not in project["profile"]
-        self._profile = str(project["profile"] if named else project.get("name"))
-        output = {
-            "type": "duckdb",
-            "path": str(self.database),
-            "schema": self._work.schema_,
-            "threads": max(1, self._job.resources.cpu // 1024),
-            "external_root": str(self._external),
-            "config_options": scratch.settings(self._job),
-            "plugins": [{"module": "runner.engines.dbt_plugin"}],
-        }
-        profile = {self._profile: {"target": self._work.target, "outputs": {self._work.target: output}}}
-        self._profiles.mkdir()
-        (self._profiles / "profiles.yml").write_text(json.dumps(profile), "utf-8")
-        self._external.mkdir()
-        if self._work.working_directory == "repository":
-            os.chdir(self._clone)
-        link_packages(self._root, install_path(self._root), clone=self._clone)
-
-    def invoke(self, step: DbtStep, inputs: Inputs) -> Iterator[Step]:
+    def of(self, step: DbtStep) -> Iterator[Step]:
         from dbt.adapters.duckdb.connections import DuckDBConnectionManager
-        from dbt.cli.main import cli, dbtRunner
 
         from runner.engines import dbt_plugin
 
-        _ignore_environment(cli)
-        dbt_plugin.serve(inputs, allowed=self._folders)
-        inputs.say(f"dbt {step.command} {' '.join(step.select)}".rstrip())
-        listener = _Listener(inputs)
-        result = dbtRunner(callbacks=[listener]).invoke(self._arguments(step))
+        dbt_plugin.serve(self._job, self._inputs, allowed=self._project.folders)
+        self._inputs.say(f"dbt {step.command} {' '.join(step.select)}".rstrip())
+        listener = _Listener(self._project, self._inputs, self._secrets)
+        arguments = self._project.step_arguments(step, partial_parse=self._project.take_parsed())
+        result = call(arguments, listener)
         # `env()` raises where dbt came to no connection, which is no fault here.
         connection = getattr(getattr(DuckDBConnectionManager, "_ENV", None), "conn", None)
         # One that a fault has made unusable tells nothing; dbt's own results do.
         with suppress(duckdb.Error):
-            self._options = free_options(connection) if connection is not None else {}
+            self.options = free_options(connection) if connection is not None else {}
         # dbt-duckdb keeps the file open after the runner returned; an open file hides what was written.
         DuckDBConnectionManager.close_all_connections()  # type: ignore[no-untyped-call]  # dbt-duckdb has no types
-        yield from _steps(step, result, listener.statements, self._work)
+        yield from _steps(step, result, listener.statements, self._work, self._secrets)
 
-    def lock(self, connection: duckdb.DuckDBPyConnection) -> None:
-        """A view runs when it is published: it reads what dbt's own connection could, as its hooks had set that up."""
-        set_free_options(connection, self._options)
-        lock(connection, (*self._folders, self._out))
 
-    @property
-    def _clone(self) -> Path:
-        """The commit's whole tree, of which the project may be a sub-folder."""
-        room = Path(os.path.commonpath([self._root, self._job.scratch]))
-        return room / self._root.relative_to(room).parts[0]
+def _graph(manifest: Path) -> Graph:
+    from dbt_artifacts_parser.parsers.manifest.manifest_v12 import ManifestV12
 
-    def _arguments(self, step: DbtStep) -> list[str]:
-        # Flags win over `flags:` of dbt_project.yml; those that only say how tests are judged stay the project's.
-        arguments = ["--no-use-colors", "--quiet", "--log-level-file", "none", "--no-send-anonymous-usage-stats"]
-        arguments += ["--no-version-check", "--no-partial-parse", "--write-json"]
-        arguments += ["docs", "generate"] if step.command == "docs" else [step.command]
-        arguments += ["--project-dir", str(self._root), "--profiles-dir", str(self._profiles)]
-        arguments += ["--target-path", str(self._target), "--log-path", str(self._logs)]
-        arguments += ["--profile", self._profile, "--target", self._work.target]
-        arguments += ["--vars", json.dumps(self._work.vars)]
-        arguments += ["--full-refresh"] if step.full_refresh else []
-        for flag, names in (("--select", step.select), ("--exclude", step.exclude)):
-            if names:
-                arguments += [flag, *names]
-        return arguments
-
-    def graph(self) -> Graph:
-        from dbt_artifacts_parser.parsers.manifest.manifest_v12 import ManifestV12
-
-        document = json.loads((self._target / "manifest.json").read_bytes())
-        return graph_of(ManifestV12(**document))
+    document = json.loads(manifest.read_bytes())
+    for node in document["nodes"].values():
+        # Of a test whose macro is not there dbt writes null among them, which its own schema does not know.
+        node.get("depends_on", {}).pop("macros", None)
+    # dbt's own 500 macros are most of it, and tell nothing of a graph.
+    return graph_of(ManifestV12(**document | {name: {} for name in _UNREAD}))
 
 
 class _Listener:
-    """Passes dbt's events on as progress."""
+    """Passes dbt's events on as progress.
 
-    def __init__(self, inputs: Inputs) -> None:
+    The worker takes the secrets out, too; here it is done before a text is cut, and a part of one could stay.
+    """
+
+    def __init__(self, project: Project, inputs: Inputs, secrets: Redaction) -> None:
         self.statements: dict[str, str] = {}
         """Each node's latest statement: of one that failed, the one that did."""
+        self._project = project
         self._inputs = inputs
+        self._secrets = secrets
         self._done = 0
 
     def __call__(self, event: Any) -> None:
         if event.info.name == "NodeFinished":
+            # A Python model may have gone elsewhere, and what dbt and SQL do next is relative to here.
+            os.chdir(self._project.begin)
             self._done += 1
             node = event.data.node_info
             self._inputs.say(f"{node.resource_type} {node.node_name}: {node.node_status}", done=self._done)
         elif event.info.name == "SQLQuery":
-            self.statements[event.data.node_info.unique_id] = one_line(_COMMENT.sub("", event.data.sql))
+            self.statements[event.data.node_info.unique_id] = self._one_line(_COMMENT.sub("", event.data.sql))
+        elif event.info.name in _OF_PARSING:
+            self._inputs.say(self._one_line(event.info.msg), level="debug")
         elif event.info.level in ("warn", "error"):
             level: Literal["warning", "error"] = "warning" if event.info.level == "warn" else "error"
-            self._inputs.say(one_line(event.info.msg), level=level)
+            self._inputs.say(self._one_line(event.info.msg), level=level)
+
+    def _one_line(self, text: str) -> str:
+        return one_line(self._secrets.text(text))
 
 
-def _ignore_environment(command: Command) -> None:
-    """Take from dbt's options their environment variables: `env` is the project's, options are the spec's."""
-    for option in command.params:
-        option.envvar = None
-    for each in getattr(command, "commands", {}).values():
-        _ignore_environment(each)
-
-
-def _steps(step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str], work: DbtWork) -> Iterator[Step]:
+def _steps(
+    step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str], work: DbtWork, secrets: Redaction
+) -> Iterator[Step]:
     """dbt's run results as steps. Raises `LogicError` where dbt came to no results at all."""
     if result.exception is not None:
-        reason = explained(str(result.exception), work)
+        reason = explained(secrets.text(str(result.exception)), work)
         raise LogicError(f"dbt: {reason}", subject="dbt_project.yml") from result.exception
     if step.command == "docs":
         yield Step(name="docs", kind="docs", status="success" if result.success else "error")
@@ -244,7 +204,8 @@ def _steps(step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str]
             hint="look at the step's select and exclude, or give it allow_empty: true",
         )
     for each in results or ():
-        message = explained(each.message, work) if each.message and str(each.status) != "success" else None
+        said = each.message if each.message and str(each.status) != "success" else None
+        message = explained(secrets.text(said), work) if said else None
         statement = statements.get(each.node.unique_id)
         if message and statement and FORBIDDEN.search(message):
             message = f"{message[:600]}; the statement was: {statement[:300]}"
@@ -256,7 +217,8 @@ def _steps(step: DbtStep, result: dbtRunnerResult, statements: Mapping[str, str]
             seconds=round(each.execution_time, 3),
             rows=each.failures,
             message=message,
-            compiled_sha256=sha256(compiled.encode()).hexdigest() if compiled else None,
+            # Without the secrets: who knows the rest of the text could try out which one makes the hash.
+            compiled_sha256=sha256(secrets.text(compiled).encode()).hexdigest() if compiled else None,
         )
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import io
-import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from threading import Lock
+from itertools import count
+from threading import Condition
 from typing import Any, Literal, Protocol
 
 from fsspec import AbstractFileSystem
 
+from runner.engines.input_file import InputFile
 from runner.engines.wire import Wire
 from runner.model.errors import DataError
-from runner.model.messages import TO_ENGINE, Open, Opened, Primed, Progress, Refused
+from runner.model.messages import TO_ENGINE, Fetch, Fetched, Open, Opened, Primed, Progress, Refused
 
 
 class Inputs(Protocol):
     """What an engine may ask of the worker while it works."""
 
-    def open(self, uri: str) -> io.FileIO:
+    @property
+    def secrets(self) -> Mapping[str, str]:
+        """The texts of the secrets that the work refers to, by their names."""
+
+    def open(self, uri: str) -> InputFile:
         """A declared input's file. Raises `DataError` for any other URI."""
 
     def primed(self) -> None:
@@ -35,30 +40,57 @@ class Inputs(Protocol):
         """A line for the run's log."""
 
 
-class _InputFile(io.FileIO):
-    """DuckDB drops the files of an fsspec file system without closing them, which Python would warn of."""
-
-    def __del__(self) -> None:
-        self.close()
-
-
 class BrokeredInputs:
-    """`Inputs` over the socket that the child inherited."""
+    """`Inputs` over the socket that the child inherited. Threads may ask at the same time."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, secrets: Mapping[str, str]) -> None:
         self._wire = wire
-        # DuckDB opens files from several threads; question and answer must stay together.
-        self._asking = Lock()
+        self.secrets = secrets
+        self._asks = count(1)
+        self._turn = Condition()
+        self._one_listens = False
+        self._answers: dict[int, tuple[_Answer, tuple[int, ...]]] = {}
 
-    def open(self, uri: str) -> io.FileIO:
-        with self._asking:
-            self._wire.send(Open(uri=uri))
-            raw, descriptor = self._wire.receive()
-        answer = TO_ENGINE.validate_json(raw)
-        if isinstance(answer, Opened) and descriptor is not None:
-            return _InputFile(descriptor, "rb")
-        reason = answer.message if isinstance(answer, Refused) else f"an answer of type {answer.type}"
-        raise DataError(f"{uri}: expected a file of a declared input, got {reason}", subject=uri)
+    def open(self, uri: str) -> InputFile:
+        opened, descriptor = self._open(uri)
+        if opened.whole:
+            return InputFile(descriptor, opened.size)
+
+        def fetch(start: int, end: int) -> None:
+            answer, _ = self._ask(Fetch(uri=uri, start=start, end=end, ask=next(self._asks)))
+            if not isinstance(answer, Fetched):
+                raise _refused(uri, answer)
+
+        return InputFile(descriptor, opened.size, fetch=fetch, reopen=lambda: self._open(uri)[1])
+
+    def _open(self, uri: str) -> tuple[Opened, int]:
+        answer, descriptors = self._ask(Open(uri=uri, ask=next(self._asks)))
+        if not isinstance(answer, Opened) or not descriptors:
+            raise _refused(uri, answer)
+        return answer, descriptors[0]
+
+    def _ask(self, question: Open | Fetch) -> tuple[_Answer, tuple[int, ...]]:
+        """One of those who wait listens, for all of them. Raises `EOFError` or `OSError` where the worker is gone."""
+        self._wire.send(question)
+        with self._turn:
+            while question.ask not in self._answers:
+                if self._one_listens:
+                    self._turn.wait()
+                else:
+                    self._listen()
+            return self._answers.pop(question.ask)
+
+    def _listen(self) -> None:
+        self._one_listens = True
+        self._turn.release()
+        try:
+            raw, descriptors = self._wire.receive()
+            answer = TO_ENGINE.validate_json(raw)
+        finally:
+            self._turn.acquire()
+            self._one_listens = False
+            self._turn.notify_all()
+        self._answers[answer.ask] = answer, descriptors
 
     def primed(self) -> None:
         self._wire.send(Primed())
@@ -74,6 +106,14 @@ class BrokeredInputs:
         self._wire.send(Progress(level=level, message=message, done=done, total=total))
 
 
+_Answer = Opened | Fetched | Refused
+
+
+def _refused(uri: str, answer: _Answer) -> DataError:
+    reason = answer.message if isinstance(answer, Refused) else f"an answer of type {answer.type}"
+    return DataError(f"{uri}: expected a file of a declared input, got {reason}", subject=uri)
+
+
 class BrokeredS3(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no types
     """An fsspec file system for `s3://` that holds no credentials and opens no socket: DuckDB reads through it."""
 
@@ -87,11 +127,11 @@ class BrokeredS3(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no typ
         self._inputs = inputs
         self._sizes: dict[str, int] = {}
 
-    def _open(self, path: str, mode: str = "rb", **_: Any) -> io.FileIO:
+    def _open(self, path: str, mode: str = "rb", **_: Any) -> InputFile:
         if mode != "rb":
             raise PermissionError(f"{path}: expected mode rb, got {mode}")
         file = self._inputs.open(self._uri(path))
-        self._sizes[self._uri(path)] = os.fstat(file.fileno()).st_size
+        self._sizes[self._uri(path)] = file.size
         return file
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ null means to each, is written down in docs/contracts.md.
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,18 @@ _ROWS_BETWEEN_REPORTS = 1_000_000
 
 _MAX_FOUND_STEPS = 100
 """Steps for rules that are not the contract's: each unknown key is one, and a file may hold any number."""
+
+_SMALLEST_CONTRACT = b"""
+{apiVersion: v3.1.0, kind: DataContract, id: a, version: 1.0.0, status: active,
+ schema: [{name: a, logicalType: object, properties: [{name: a, logicalType: string, physicalType: VARCHAR}]}]}
+"""
+
+
+def warm() -> None:
+    """All that a load would import and build, in the process that the jobs are forked from."""
+    importlib.import_module("pyarrow.dataset")  # DuckDB imports it where it is given rows
+    parse_contract(_SMALLEST_CONTRACT, what="the smallest contract")
+    scratch.warm()
 
 
 def run(job: Job, inputs: Inputs) -> EngineResult:

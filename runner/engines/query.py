@@ -23,6 +23,11 @@ from runner.model.spec import QueryWork
 MAX_SQL_BYTES = 1024 * 1024
 
 
+def warm() -> None:
+    """All that a query would import and build, in the process that the jobs are forked from."""
+    scratch.warm()
+
+
 def run(job: Job, inputs: Inputs) -> EngineResult:
     """Raises `LogicError` naming the file where it is not one SELECT, or DuckDB refuses it."""
     work = job.work

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,25 +22,47 @@ LINEAGE_COLUMNS = ("_logic_commit", "_run_id", "_processed_at")
 
 _EXTENSIONS = ("avro", "iceberg")
 _MEMORY_SHARE = 0.7
-"""DuckDB's part of the job's memory: Python, Arrow buffers and the operating system need the rest."""
+"""DuckDB's part of the job's memory, beside what this process has by now: Python, Arrow buffers, Parquet's writers."""
+_LEAST_MEMORY_MIB = 48
+"""For each thread: with less it cannot sort at all, since its buffers have to fit before anything is spilled."""
 
 
 def settings(job: Job) -> dict[str, str | bool | int | float | list[str]]:
     """DuckDB's configuration for a job: nothing from outside is fetched, and time is UTC."""
+    threads = max(1, job.resources.cpu // 1024)
+    left_mib = job.resources.memory_mib - _resident_mib()
     return {
-        "threads": str(max(1, job.resources.cpu // 1024)),
-        "memory_limit": f"{int(job.resources.memory_mib * _MEMORY_SHARE)}MiB",
+        "threads": str(threads),
+        "memory_limit": f"{max(_LEAST_MEMORY_MIB * threads, int(left_mib * _MEMORY_SHARE))}MiB",
         "temp_directory": str(Path(job.scratch) / "spill"),
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "allow_community_extensions": "false",
+        # To check a signature is to read 60 MB each time; `warm` has done it. Once locked, a connection loads none.
+        "allow_unsigned_extensions": "true",
     }
+
+
+def _resident_mib() -> int:
+    """The memory that this process has now, what it shares with the one it was forked from among it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+    except OSError:  # no Linux: the most that it had, in bytes there
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == "darwin" else 1024) // 1024
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024**2
+
+
+def warm() -> None:
+    """Bring DuckDB's extensions into this process, which is to be forked, and have their signatures checked."""
+    # With one thread no other is started.
+    with duckdb.connect(config={"threads": "1", "autoinstall_known_extensions": "false"}) as connection:
+        _load_extensions(connection)
 
 
 def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs, *, iceberg: bool = True) -> None:
     """Give a connection Iceberg, the broker as its only `s3://`, and UTC."""
-    for name in _EXTENSIONS if iceberg else ():
-        connection.execute(f"LOAD {literal(str(_extension(name)))}")
+    if iceberg:
+        _load_extensions(connection)
     if "s3" not in connection.list_filesystems():
         connection.register_filesystem(BrokeredS3(inputs))
     connection.execute("SET TimeZone = 'UTC'")
@@ -46,9 +71,13 @@ def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs, *, iceberg:
 def connect(job: Job, inputs: Inputs, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
     """A connection that has what the job's inputs and outputs need. It is not locked: see `runner.engines.lock`."""
     connection = duckdb.connect(database, config=settings(job))
-    reads_tables = any(is_table(each.pin.dataset) for each in job.inputs) or any(each.state for each in job.outputs)
-    configure(connection, inputs, iceberg=reads_tables)
+    configure(connection, inputs, iceberg=reads_tables(job))
     return connection
+
+
+def reads_tables(job: Job) -> bool:
+    """Whether anything of the job is in an Iceberg table."""
+    return any(is_table(each.pin.dataset) for each in job.inputs) or any(each.state for each in job.outputs)
 
 
 def make_views(connection: duckdb.DuckDBPyConnection, job: Job) -> None:
@@ -101,6 +130,11 @@ def _made_columns(connection: duckdb.DuckDBPyConnection, output: JobOutput, stat
 def snapshot_rows(pin: Pin) -> str:
     """SQL for the rows of exactly the pinned snapshot, to stand after FROM."""
     return f"iceberg_scan({literal(pin.metadata)}, snapshot_from_id = {int(pin.snapshot)})"
+
+
+def _load_extensions(connection: duckdb.DuckDBPyConnection) -> None:
+    for name in _EXTENSIONS:
+        connection.execute(f"LOAD {literal(str(_extension(name)))}")
 
 
 def _extension(name: str) -> Path:

@@ -45,7 +45,9 @@ def audit(spec: JobSpec, resolved: Resolved, execution: Execution, software: Sof
         artifacts=result.artifacts,
         report=Report(
             logic=resolved.logic,
-            software=software.model_copy(update={"packages": {**software.packages, **result.packages}}),
+            software=software.model_copy(
+                update={"packages": {**software.packages, **result.packages}, "walls": execution.walls}
+            ),
             inputs=tuple(_witnesses(spec, resolved, execution)),
             steps=result.steps,
             counts=result.counts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from uuid import UUID
 
@@ -31,8 +32,11 @@ class Refused(Exception):
         self.failure = failure
 
 
-def commit(spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> tuple[OutputRecord, ...]:
-    """Returns the outputs with their snapshots.
+def commit(
+    spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports, loaded: Mapping[str, LoadedDataset]
+) -> tuple[OutputRecord, ...]:
+    """Returns the outputs with their snapshots. `loaded` are those that were looked at by now: older does no harm, as
+    a commit to what is not the newest any more is lost.
 
     Raises `Refused`, of category `conflict` where another plan of this run has landed, or a newer run has written the
     same range, and `StateMoved` where the plan is void. Several outputs are not one transaction: what landed before an
@@ -42,7 +46,7 @@ def commit(spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> tuple[O
     landed = dict[str, OutputRecord]()
     for output in in_order(plan):
         try:
-            landed[output.dataset] = _commit_one(output, spec, claimed, plan, ports)
+            landed[output.dataset] = _commit_one(output, spec, claimed, plan, ports, loaded.get(output.dataset))
         except RunnerError as error:
             raise Refused(output, error.failure) from error
     return tuple(landed[output.dataset] for output in plan.outputs)
@@ -66,10 +70,12 @@ def tag_of(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Plan) ->
     )
 
 
-def _commit_one(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports) -> OutputRecord:
+def _commit_one(
+    output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Plan, ports: Ports, loaded: LoadedDataset | None
+) -> OutputRecord:
     tag = tag_of(output, spec, claimed, plan)
     while True:
-        dataset = ports.datasets(output.dataset).load(output.dataset)
+        dataset = loaded or ports.datasets(output.dataset).load(output.dataset)
         snapshot = _adopt(output, tag, dataset)
         if snapshot is None:
             _refuse_if_older(output, tag, dataset)
@@ -81,6 +87,7 @@ def _commit_one(output: OutputRecord, spec: JobSpec, claimed: Claimed, plan: Pla
                 snapshot = dataset.commit(output, tag)
             except LostRace:
                 # Somebody committed since the look: look again. Each turn of the loop is another writer's success.
+                loaded = None
                 continue
             logger.info("%s: snapshot %s committed", output.dataset, snapshot)
         return output.model_copy(update={"snapshot": snapshot})

@@ -32,11 +32,10 @@ def decide(
     state: Literal[State.SUCCEEDED, State.FAILED, State.CANCELLED]
     state = State.CANCELLED if cancelled else State.SUCCEEDED if failure is None else State.FAILED
     logger.info("run %s: %s", state.value, failure.message if failure else _rows(outputs))
-    upload_log(spec, claimed.attempt, ports, room)
+    log = upload_log(spec, claimed.attempt, ports, room)
+    ended = {"outcome": state.value, "failure": failure, "ended_at": decided_at, "log": log}
     attempts = tuple(
-        each.model_copy(update={"outcome": state.value, "failure": failure, "ended_at": decided_at})
-        if each.attempt == claimed.attempt
-        else each
+        each.model_copy(update=ended) if each.attempt == claimed.attempt else _with_log(spec, each, ports)
         for each in ports.ledger.attempts(spec.run_id)
     )
     manifest = Manifest(
@@ -50,7 +49,7 @@ def decide(
         attempt=claimed.attempt,
         submitted_at=claimed.submitted_at,
         decided_at=decided_at,
-        attempts=tuple(_with_log(spec, each, ports) for each in attempts),
+        attempts=attempts,
         pins=pins,
         outputs=outputs,
         report=report,
@@ -103,10 +102,13 @@ def _of_no_known_plan(spec: JobSpec, dataset: str, landed: Landed, *, quarantine
     )
 
 
-def upload_log(spec: JobSpec, attempt: int, ports: Ports, room: Room) -> None:
-    """Put the attempt's log beside the manifest, as far as it goes."""
-    if room.log.exists():
-        ports.objects.put(log_key(spec.run_id, attempt), room.log.read_bytes())
+def upload_log(spec: JobSpec, attempt: int, ports: Ports, room: Room) -> str | None:
+    """Put the attempt's log beside the manifest, as far as it goes. Returns where it is now, None if there is none."""
+    if not room.log.exists():
+        return None
+    key = log_key(spec.run_id, attempt)
+    ports.objects.put(key, room.log.read_bytes())
+    return ports.objects.uri(key)
 
 
 def _with_log(spec: JobSpec, attempt: AttemptRecord, ports: Ports) -> AttemptRecord:

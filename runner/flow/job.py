@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 
 from runner.flow.audit import audit
 from runner.flow.claim import Unheard, claim, recall
 from runner.flow.commit import Refused, StateMoved, commit
 from runner.flow.decide import decide, decide_cancelled
-from runner.flow.execute import execute
+from runner.flow.execute import execute, secrets_of
 from runner.flow.fail import fail, settle, unexpected, unheard
 from runner.flow.lease import lease
 from runner.flow.plan import plan
@@ -18,11 +18,12 @@ from runner.flow.record import record
 from runner.flow.resolve import check_out, pin, resolve
 from runner.flow.room import Room, room
 from runner.flow.waiting import HandedBack, Waiting
-from runner.log import bound_to_run
+from runner.log import bound_to_run, hide
 from runner.model.errors import Failure, RunnerError
 from runner.model.manifest import Manifest, Report
+from runner.model.redaction import Redaction
 from runner.model.spec import JobSpec
-from runner.ports import Busy, CancelWanted, Claimed, Decided, LostLease, Ports
+from runner.ports import Busy, CancelWanted, Claimed, Decided, LoadedDataset, LostLease, Ports
 
 Keep = Callable[[JobSpec, Claimed, Room], AbstractContextManager[None]]
 """Keeps the lease and hides the message while the job is at work."""
@@ -48,10 +49,13 @@ def run_job(spec: JobSpec, ports: Ports, *, keep: Keep) -> Manifest | Waiting:
 
 
 def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manifest | Waiting:
-    planned, pins, report = claimed.plan, claimed.pins or (), Report()
+    planned, pins, report, secrets = claimed.plan, claimed.pins or (), Report(), Redaction({})
+    loaded: Mapping[str, LoadedDataset] = {}
 
-    def failed(failure: Failure | Refused) -> Manifest | Waiting:
-        return fail(spec, claimed, ports, here, pins=pins, plan=planned, report=report, why=failure)
+    def failed(why: Failure | Refused) -> Manifest | Waiting:
+        told = secrets.model(why.failure if isinstance(why, Refused) else why)
+        why = Refused(why.output, told) if isinstance(why, Refused) else told
+        return fail(spec, claimed, ports, here, pins=pins, plan=planned, report=report, why=why)
 
     try:
         if recalled := recall(spec, claimed, ports):
@@ -67,9 +71,11 @@ def _attempt(spec: JobSpec, claimed: Claimed, ports: Ports, here: Room) -> Manif
             report = Report(logic=logic, software=ports.software)
             pins = pin(spec, claimed, ports)
             resolved = resolve(spec, logic, pins, ports, here)
-            audited = audit(spec, resolved, execute(spec, resolved, ports), ports.software)
-            planned = plan(spec, claimed, pins, audited, ports, here)
-        outputs, failure, report = commit(spec, claimed, planned, ports), planned.failure, planned.report
+            secrets = secrets_of(spec, ports)
+            hide(secrets)
+            audited = audit(spec, resolved, execute(spec, resolved, secrets, ports, here), ports.software)
+            planned, loaded = plan(spec, claimed, pins, audited, ports, here)
+        outputs, failure, report = commit(spec, claimed, planned, ports, loaded), planned.failure, planned.report
         return decide(
             spec, claimed, ports, here, pins=pins, plan=planned, outputs=outputs, failure=failure, report=report
         )

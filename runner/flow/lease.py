@@ -18,6 +18,8 @@ def lease(spec: JobSpec, claimed: Claimed, ports: Ports) -> Waiting | None:
     rows. Others share theirs: what they write is put together when it is committed.
     """
     outputs = [] if spec.publishes_to_branch else [each for each in spec.outputs if is_table(each.dataset)]
+    if not outputs:
+        return None
     in_the_way = ports.ledger.lease(
         spec.run_id,
         claimed.attempt,

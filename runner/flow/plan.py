@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from uuid import UUID, uuid4
 
 from runner.flow.audit import Audited
@@ -13,31 +14,36 @@ from runner.model.messages import EngineOutput
 from runner.model.names import artifacts_prefix, data_prefix, rerun_branch
 from runner.model.ranges import range_of
 from runner.model.spec import JobSpec, Output
-from runner.ports import Claimed, Ports
+from runner.ports import Claimed, LoadedDataset, Ports
 
 
-def plan(spec: JobSpec, claimed: Claimed, pins: tuple[Pin, ...], audited: Audited, ports: Ports, room: Room) -> Plan:
+def plan(
+    spec: JobSpec, claimed: Claimed, pins: tuple[Pin, ...], audited: Audited, ports: Ports, room: Room
+) -> tuple[Plan, Mapping[str, LoadedDataset]]:
     """Upload the outputs and store the plan; the plan in force comes back, which may be an earlier attempt's.
 
-    Raises `CancelWanted` where somebody asked for that first.
+    With it what each output is to be committed to, as it was when the plan was made. Raises `CancelWanted` where
+    somebody asked for that first.
     """
     repeated = ports.ledger.manifest(spec.rerun.of) if spec.rerun else None
     plan_id = uuid4()
     states = {pin.dataset: pin.snapshot for pin in pins if pin.state}
+    loaded: dict[str, LoadedDataset] = {}
     made = Plan(
         plan_id=plan_id,
         run_id=spec.run_id,
         attempt=claimed.attempt,
         outputs=tuple(
             _beside(
-                _record(spec, claimed, plan_id, output, states.get(output.dataset), ports, room), _of(repeated, output)
+                _record(spec, claimed, plan_id, output, states.get(output.dataset), ports, room, loaded),
+                _of(repeated, output),
             )
             for output in audited.outputs
         ),
         report=audited.report.model_copy(update={"artifacts": _kept(spec, plan_id, audited, ports, room)}),
         failure=audited.failure,
     )
-    return ports.ledger.plan(spec.run_id, claimed.attempt, made)
+    return ports.ledger.plan(spec.run_id, claimed.attempt, made), loaded
 
 
 def _kept(spec: JobSpec, plan_id: UUID, audited: Audited, ports: Ports, room: Room) -> tuple[FileRecord, ...]:
@@ -59,6 +65,7 @@ def _record(
     state: str | None,
     ports: Ports,
     room: Room,
+    loaded: dict[str, LoadedDataset],
 ) -> OutputRecord:
     prefix = data_prefix(
         output.dataset,
@@ -83,7 +90,7 @@ def _record(
             )
         )
     branch = rerun_branch(spec.run_id) if spec.publishes_to_branch else None
-    dataset = ports.datasets(output.dataset).load(output.dataset)
+    dataset = loaded[output.dataset] = ports.datasets(output.dataset).load(output.dataset)
     head = dataset.head(branch) or dataset.head(None)
     logger.info("%s: %s staged", output.dataset, _size(output, files))
     declared = next((each for each in spec.outputs if each.dataset == output.dataset), _QUARANTINE)

@@ -62,7 +62,8 @@ def pin(spec: JobSpec, claimed: Claimed, ports: Ports) -> tuple[Pin, ...]:
             for each in spec.outputs
             if each.begins_from_state
         ]
-        pins = ports.ledger.pin(spec.run_id, claimed.attempt, found)
+        # A spec that leaves nothing to pin leaves nothing to every attempt.
+        pins = ports.ledger.pin(spec.run_id, claimed.attempt, found) if found else ()
     for each in pins:
         logger.info(
             "%s %s is %s at snapshot %s", "state" if each.state else "input", each.as_, each.dataset, each.snapshot
@@ -84,6 +85,8 @@ def resolve(spec: JobSpec, logic: LogicRecord, pins: tuple[Pin, ...], ports: Por
             if not pin.state
         ),
         outputs=tuple(_output(each, states.get(each.dataset), spec, ports) for each in spec.outputs),
+        repo=logic.repo,
+        packages=logic.packages,
         workspace=str(room.workspace / spec.logic.path),
         scratch=str(room.scratch),
         resources=spec.resources,

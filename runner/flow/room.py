@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -60,7 +59,7 @@ def room(spec: JobSpec, ports: Ports) -> Iterator[Room]:
     try:
         yield made
     finally:
-        shutil.rmtree(made.folder, ignore_errors=True)
+        _remove(made.folder)
         lock.close()
 
 
@@ -70,6 +69,28 @@ def sweep(scratch: Path) -> int:
     for lock in scratch.glob(f"*/{_LOCK}"):
         with suppress(OSError), lock.open("rb") as held:  # another worker may be sweeping too
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
+            _remove(lock.parent)
             swept += 1
     return swept
+
+
+def _remove(folder: Path) -> None:
+    """With all that a job's code has left there, locked or so deep that no path leads to it: what is in a folder comes
+    to the top before that folder goes. Where the disk does not let something go, it stays, as `sweep` finds it.
+    """
+    moved, waiting = 0, [folder]
+    while waiting:
+        each = waiting.pop()
+        with suppress(OSError):
+            each.chmod(0o700)
+            for entry in list(each.iterdir()):
+                if entry.is_symlink() or not entry.is_dir():
+                    entry.unlink()
+                    continue
+                moved += 1
+                entry.chmod(0o700)
+                waiting.append(entry.rename(folder / f"{moved}.removed"))
+            if each != folder:
+                each.rmdir()
+    with suppress(OSError):
+        folder.rmdir()

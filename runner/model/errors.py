@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from runner.model.text import told
 
 
 class Category(StrEnum):
@@ -20,17 +23,21 @@ class Category(StrEnum):
     CONFLICT = "conflict"
 
 
+_Told = Annotated[str, AfterValidator(told)]
+"""What it quotes comes from outside, a whole failure from a child process."""
+
+
 class Failure(BaseModel):
     """A failure as the manifest, the ledger and the terminal show it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     category: Category
-    message: str
+    message: _Told
     """One line: the thing, what was expected, what came."""
-    hint: str | None = None
+    hint: _Told | None = None
     """What to do next, where the program knows."""
-    subject: str | None = None
+    subject: _Told | None = None
     """The dbt node, contract rule, file, dataset or spec field that failed."""
     retry_after_s: float | None = None
 
@@ -48,10 +55,10 @@ class RunnerError(Exception):
         subject: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.subject = subject
+        self.message = told(message)
+        self.hint = hint if hint is None else told(hint)
+        self.subject = subject if subject is None else told(subject)
+        super().__init__(self.message)
         self.retry_after_s = retry_after_s
 
     @property

@@ -191,12 +191,23 @@ class LogicRecord(Strict):
     """What was fetched; packages that the commit itself holds are part of its tree."""
 
 
+class Walls(Strict):
+    """What kept the job's code in. A seccomp filter and no_new_privs are always among it: without, no job runs."""
+
+    landlock: int | None
+    """The version of the kernel's Landlock that was used; None where the kernel has none."""
+    account: Literal["own", "worker"]
+    """Whether the code ran under a user id of its own, or the worker's."""
+
+
 class Software(Strict):
     runner: str
     python: str
     packages: dict[str, str]
     image: str | None = None
     """The image's digest where the platform tells it."""
+    walls: Walls | None = None
+    """None where no job code ran."""
 
 
 class Report(Strict):

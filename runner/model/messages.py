@@ -1,4 +1,4 @@
-"""What worker and engine say to each other over the child's socket: typed, JSON, versioned by being one release."""
+"""What worker, zygote and engine say to each other over sockets: typed, JSON, versioned by being one release."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import AwareDatetime, Field, TypeAdapter
 
 from runner.model.errors import Failure
-from runner.model.manifest import Column, Fingerprint, Pin, SourceRecord, Step
+from runner.model.manifest import Column, Fingerprint, PackageRecord, Pin, SourceRecord, Step, Walls
 from runner.model.names import RelativePath
 from runner.model.spec import Output, Resources, Work
 from runner.model.strict import Strict
@@ -58,6 +58,10 @@ class Job(Strict):
     work: Work
     inputs: tuple[JobInput, ...]
     outputs: tuple[JobOutput, ...]
+    repo: str = ""
+    """Whose logic it is: with the stamp's commit, the name of what may be kept for its next runs."""
+    packages: tuple[PackageRecord, ...] = ()
+    """What was fetched for it; packages that the commit itself holds are not among them."""
     workspace: str
     """Folder of the logic at its commit, `logic.path` applied."""
     scratch: str
@@ -68,15 +72,26 @@ class Job(Strict):
     stamp: Stamp
 
 
+_FIRST_FAULT = Field(fail_fast=True)
+"""A child that means harm sends millions of items that are none; to note each fault would take 500 times their size."""
+
+
+class Parse(Strict):
+    """worker -> engine, in a job's place: make what parsing its project comes to, and nothing else."""
+
+    type: Literal["parse"] = "parse"
+    job: Job
+
+
 class EngineOutput(Strict):
     """One output as the engine left it in scratch."""
 
     dataset: str
-    files: tuple[EngineFile, ...]
-    rows: int | None
-    columns: tuple[Column, ...] | None
+    files: Annotated[tuple[EngineFile, ...], _FIRST_FAULT]
+    rows: Annotated[int, Field(ge=0, lt=2**63)] | None
+    columns: Annotated[tuple[Column, ...], _FIRST_FAULT] | None
     fingerprint: Fingerprint
-    claimed_inputs: tuple[str, ...] | None
+    claimed_inputs: Annotated[tuple[Annotated[str, Field(pattern=r"^[^\x00]*$")], ...], _FIRST_FAULT] | None
     """Aliases of inputs, or names of sources that no input declares; None where the engine cannot tell."""
     quarantine: bool = False
 
@@ -85,22 +100,22 @@ class EngineFile(Strict):
     path: RelativePath
     """Relative to `<scratch>/out/`."""
     rows: int | None = None
-    sha256: str | None = None
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     source: SourceRecord | None = None
 
 
 class EngineResult(Strict):
     """What the engine did. An audit in the worker decides what it is worth."""
 
-    outputs: tuple[EngineOutput, ...]
-    steps: tuple[Step, ...]
+    outputs: Annotated[tuple[EngineOutput, ...], _FIRST_FAULT]
+    steps: Annotated[tuple[Step, ...], _FIRST_FAULT]
     counts: dict[str, int] = {}
     packages: dict[str, str]
     claims_known: bool = True
     """False where the logic cannot say what it reads."""
     failure: Failure | None = None
     """A finding about the data that the engine's own rules make (too many bad rows)."""
-    artifacts: tuple[RelativePath, ...] = ()
+    artifacts: Annotated[tuple[RelativePath, ...], _FIRST_FAULT] = ()
     """What the work's own tools say of it: files relative to `<scratch>/artifacts/`, kept beside the record."""
 
 
@@ -109,16 +124,37 @@ class Open(Strict):
 
     type: Literal["open"] = "open"
     uri: str
+    ask: int = 0
+    """The answer has the same number: threads of the engine ask at the same time."""
 
 
 class Opened(Strict):
     type: Literal["opened"] = "opened"
     size: int
+    whole: bool
+    """False where the bytes of the file have to be fetched before they are read."""
+    ask: int = 0
+
+
+class Fetch(Strict):
+    """engine -> worker: have these bytes of a file brought; answered by `Fetched` or by `Refused`."""
+
+    type: Literal["fetch"] = "fetch"
+    uri: str
+    start: int
+    end: int
+    ask: int = 0
+
+
+class Fetched(Strict):
+    type: Literal["fetched"] = "fetched"
+    ask: int = 0
 
 
 class Refused(Strict):
     type: Literal["refused"] = "refused"
     message: str
+    ask: int = 0
 
 
 class Primed(Strict):
@@ -147,12 +183,67 @@ class Failed(Strict):
 
     type: Literal["failed"] = "failed"
     failure: Failure
-    steps: tuple[Step, ...] = ()
+    steps: Annotated[tuple[Step, ...], _FIRST_FAULT] = ()
 
 
-FromEngine = Annotated[Open | Primed | Progress | Done | Failed, Field(discriminator="type")]
-ToEngine = Annotated[Job | Opened | Refused, Field(discriminator="type")]
+class Limits(Strict):
+    """What the kernel holds a child to (setrlimit(2)), in its units."""
 
+    cpu_s: int
+    data_bytes: int
+    """Memory of its own, beyond what it shares with the zygote."""
+    file_bytes: int
+    open_files: int
+
+
+class Start(Strict):
+    """worker -> zygote: fork a child. Brings three descriptors: its socket, its output, and a file of its secrets."""
+
+    type: Literal["start"] = "start"
+    room: str
+    """Its working folder; it may write to the folders in it that its user id may, and to nothing else."""
+    limits: Limits
+
+
+class End(Strict):
+    """worker -> zygote: kill this child, if it is the one that runs; `Ended` follows as of any child."""
+
+    type: Literal["end"] = "end"
+    pid: int
+
+
+class Ready(Strict):
+    """zygote -> worker: warm, once; a `Failed` in its place says why no child can be had here."""
+
+    type: Literal["ready"] = "ready"
+    walls: Walls
+
+
+class Started(Strict):
+    type: Literal["started"] = "started"
+    pid: int
+
+
+class Ended(Strict):
+    """zygote -> worker: the child is gone, and all that it left running with it."""
+
+    type: Literal["ended"] = "ended"
+    code: int
+    """As `os.waitstatus_to_exitcode` has it: below zero it is the signal that killed it."""
+    resident_bytes: int
+    """The most memory that it had at a time."""
+    left_running: int
+    """Processes of its making that had to be killed."""
+
+
+FromZygote = Annotated[Ready | Started | Ended | Failed, Field(discriminator="type")]
+ToZygote = Annotated[Start | End, Field(discriminator="type")]
+
+FromEngine = Annotated[Open | Fetch | Primed | Progress | Done | Failed, Field(discriminator="type")]
+ToEngine = Annotated[Job | Parse | Opened | Fetched | Refused, Field(discriminator="type")]
+
+FROM_ZYGOTE: TypeAdapter[Any] = TypeAdapter(FromZygote)
+TO_ZYGOTE: TypeAdapter[Any] = TypeAdapter(ToZygote)
 FROM_ENGINE: TypeAdapter[Any] = TypeAdapter(FromEngine)
 TO_ENGINE: TypeAdapter[Any] = TypeAdapter(ToEngine)
 

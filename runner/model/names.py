@@ -16,6 +16,9 @@ _RESERVED_LAYERS = {"runs", "tables", "logic", "packages"}
 """Top-level folders of the bucket that are the product's own: no prefix dataset may lie in them."""
 _SNAPSHOTS = "_snapshots"
 """The folder of a prefix dataset that lists its versions: no other dataset may lie in it."""
+_MAX_PATH_CHARS = 1000
+_MAX_PART_BYTES = 255
+"""Linux opens no file whose name is longer (limits.h, NAME_MAX)."""
 
 
 def _identifier(value: str) -> str:
@@ -46,6 +49,11 @@ def _relative_path(value: str) -> str:
     parts = value.split("/")
     if not value or value.startswith("/") or ".." in parts or "\\" in value or not value.isprintable():
         raise ValueError(f"expected a path inside the logic repository, got {value!r}")
+    if len(value) > _MAX_PATH_CHARS or any(len(part.encode()) > _MAX_PART_BYTES for part in parts):
+        raise ValueError(
+            f"expected a path of at most {_MAX_PATH_CHARS:,} characters, of at most {_MAX_PART_BYTES} bytes between "
+            f"slashes, got {value[:40]!r}..., {len(value):,} long"
+        )
     return value
 
 

@@ -15,7 +15,18 @@ from pydantic import Field, field_validator
 
 from runner.model.errors import SpecError
 from runner.model.names import Identifier
-from runner.model.spec import Input, JobSpec, Logic, Output, Resources, Stage, Work, parse_spec
+from runner.model.spec import (
+    Input,
+    JobSpec,
+    Logic,
+    Output,
+    Resources,
+    SecretRef,
+    Stage,
+    TextOrSecret,
+    Work,
+    parse_spec,
+)
 from runner.model.strict import MAX_DOCUMENT_BYTES, Strict, parse_document, shown
 
 _PARAMETER = re.compile(r"\$(?:(\$)|\{([^{}]*)\})")
@@ -44,8 +55,11 @@ class PipelineFile(Strict):
     name: Identifier
     description: str = ""
     owner: str = ""
-    params: dict[Identifier, str] = {}
-    """Defaults; `${name}` in any text of the stages stands for the value, `$$` for a dollar sign."""
+    params: dict[Identifier, TextOrSecret] = {}
+    """Defaults; `${name}` in any text of the stages stands for the value, `$$` for a dollar sign.
+
+    One that is a secret may stand only as the whole of a value of `work.env` or `work.vars`.
+    """
     stages: Annotated[tuple[PipelineStage, ...], Field(min_length=1)]
 
     @field_validator("stages")
@@ -57,7 +71,7 @@ class PipelineFile(Strict):
         self,
         *,
         logic: Logic,
-        params: Mapping[str, str],
+        params: Mapping[str, TextOrSecret],
         logical_time: datetime,
         pipeline_run: UUID,
         run_ids: Iterator[UUID],
@@ -72,7 +86,9 @@ class PipelineFile(Strict):
             "pipeline_run": str(pipeline_run),
             "logic": logic.model_dump(mode="json", by_alias=True),
             "logical_time": logical_time.isoformat(),
-            "params": dict(params),
+            "params": {
+                name: value.model_dump() if isinstance(value, SecretRef) else value for name, value in params.items()
+            },
         }
         specs = []
         for stage in self.stages:
@@ -82,11 +98,12 @@ class PipelineFile(Strict):
         return specs
 
 
-def parse_pipeline(raw: bytes, *, what: str, params: Mapping[str, str]) -> tuple[PipelineFile, dict[str, str]]:
+def parse_pipeline(raw: bytes, *, what: str, params: Mapping[str, str]) -> tuple[PipelineFile, dict[str, TextOrSecret]]:
     """Parse a pipeline file with `params` in place of its defaults.
 
     Returns the file and the parameters in force. Raises `SpecError` naming the file, the field, what was expected
-    and what came; a parameter that the file does not know is an error, and so is `${…}` without a value.
+    and what came; a parameter that the file does not know is an error, so is `${…}` without a value, and so is text
+    for a parameter that is a secret.
     """
     document = load_yaml(raw, what=what)
     if not isinstance(document, dict):
@@ -97,11 +114,18 @@ def parse_pipeline(raw: bytes, *, what: str, params: Mapping[str, str]) -> tuple
         if name not in known:
             expected = f"one of {shown(', '.join(sorted(known)))}" if known else "no parameter"
             raise SpecError(f"{what}: params: expected {expected}, got {name!r}", subject="params")
+        if isinstance(known[name], dict):
+            # Not even to name another one: who types the secret itself would see it stored, here as its name.
+            raise SpecError(
+                f"{what}: params.{name}: expected the file's own value, as that is a secret, got a text",
+                subject=f"params.{name}",
+                hint="a spec is kept, and shown to whoever asks: name another secret in the file, or a plain text",
+            )
     in_force = {**known, **params}
     if "stages" in document:
         document["stages"] = _filled(document["stages"], in_force, what)
     pipeline = parse_document(PipelineFile, document, what=what)
-    return pipeline, in_force
+    return pipeline, {**pipeline.params, **params}
 
 
 def load_yaml(raw: bytes, *, what: str) -> Any:
@@ -118,6 +142,8 @@ def load_yaml(raw: bytes, *, what: str) -> Any:
         where = f" at line {mark.line + 1} column {mark.column + 1}" if mark else ""
         problem = getattr(exc, "problem", None) or str(exc).splitlines()[0]
         raise SpecError(f"{what}: expected YAML, got {problem[:200]}{where}") from exc
+    except (ValueError, OverflowError) as exc:  # PyYAML lets chr() speak for an escape, and int() for a directive
+        raise SpecError(f"{what}: expected YAML, got {str(exc)[:200]}") from exc
     except RecursionError as exc:
         raise SpecError(f"{what}: expected YAML, got one nested too deeply") from exc
 
@@ -138,8 +164,16 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
-        except ValueError as exc:  # PyYAML lets int() speak for itself
+            made = super().construct_object(node, deep)
+            if isinstance(made, int):
+                str(made)  # Python reads any number of hex digits, and writes 4,300 decimal ones at most
+            elif isinstance(made, str) and not made.isascii():
+                # JSON may escape a character as two halves, which belong together.
+                made = made.encode("utf-16", "surrogatepass").decode("utf-16")
+            return made
+        except UnicodeDecodeError as exc:
+            raise _refused("half a surrogate pair", node) from exc
+        except (ValueError, OverflowError) as exc:  # PyYAML lets int() and float() speak for themselves
             raise _refused(f"{node.value[:40]!r}, which is not the number it looks like", node) from exc
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -161,12 +195,19 @@ def _refused(what: str, where: Any) -> yaml.YAMLError:
 def _filled(document: Any, params: Mapping[str, Any], what: str) -> Any:
     room = _MAX_FILLED_CHARACTERS
 
-    def value_of(match: re.Match[str]) -> str:
+    def value_of(match: re.Match[str], place: tuple[str | int, ...]) -> str:
         nonlocal room
         if match[1]:
             return "$"
         if match[2] not in params:
             raise SpecError(f"{what}: expected a value in params for {match[0][:80]!r}, got none", subject="params")
+        if isinstance(params[match[2]], dict):
+            field = "stages" + "".join(f"[{part}]" if isinstance(part, int) else f".{shown(part)}" for part in place)
+            raise SpecError(
+                f"{what}: {field}: expected a text without secrets, got {match[0]!r}",
+                subject=field,
+                hint="a secret is the whole of a value in work.env or work.vars of dbt, and stands nowhere else",
+            )
         value = str(params[match[2]])
         room -= len(value)
         if room < 0:
@@ -176,14 +217,24 @@ def _filled(document: Any, params: Mapping[str, Any], what: str) -> Any:
             )
         return value
 
-    def filled(node: Any) -> Any:
+    def filled(node: Any, place: tuple[str | int, ...]) -> Any:
         if isinstance(node, dict):
-            return {key: filled(value) for key, value in node.items()}
+            return {key: filled(value, (*place, key)) for key, value in node.items()}
         if isinstance(node, list):
-            return [filled(value) for value in node]
-        return _PARAMETER.sub(value_of, node) if isinstance(node, str) else node
+            return [filled(value, (*place, index)) for index, value in enumerate(node)]
+        if not isinstance(node, str):
+            return node
+        alone = _PARAMETER.fullmatch(node)
+        if alone and isinstance(params.get(alone[2]), dict) and _takes_secrets(place):
+            return params[alone[2]]
+        return _PARAMETER.sub(lambda match: value_of(match, place), node)
 
-    return filled(document)
+    return filled(document, ())
+
+
+def _takes_secrets(place: tuple[str | int, ...]) -> bool:
+    """Whether it is a value of a stage's `work.env` or `work.vars`."""
+    return len(place) == 4 and place[1] == "work" and place[2] in ("env", "vars")
 
 
 def _ordered(stages: tuple[PipelineStage, ...]) -> Iterator[PipelineStage]:

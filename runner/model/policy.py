@@ -14,6 +14,8 @@ HEARTBEATS_A_LEASE = 4
 
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_LONGEST_S = 300.0
+LONGEST_TOLD_S = 24 * 60 * 60.0
+"""Of the waits that others ask for. A child may ask for any, in a rate limit's name."""
 _DOUBLINGS = 10
 """More than it takes to reach the longest; a run that waits for its ledger for days must not overflow a float."""
 
@@ -48,7 +50,7 @@ def back_off_s(failure: Failure, *, attempt: int, jitter: Callable[[], float]) -
     that failed together do not come back together.
     """
     if failure.retry_after_s is not None:
-        return failure.retry_after_s
+        return min(max(failure.retry_after_s, 0.0), LONGEST_TOLD_S)
     step = min(BACK_OFF_FIRST_S * 2.0 ** min(attempt - 1, _DOUBLINGS), BACK_OFF_LONGEST_S)
     return step * (0.5 + jitter() / 2)
 

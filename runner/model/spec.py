@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import AwareDatetime, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from runner.model.errors import SpecError
 from runner.model.names import (
@@ -26,6 +36,10 @@ _ENV_NAMES_OF_THE_PROCESS = {"PATH", "HOME", "TMPDIR", "TMP", "TEMP", "TZ", "LAN
 """What the child's interpreter, its libraries or dbt's own insides would obey, whatever the project says."""
 
 
+_SECRET_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
+_MAX_SECRET_NAME_CHARACTERS = 200
+
+
 class Stage(StrEnum):
     """The stages that exist, each with a queue (and an image) of its own."""
 
@@ -33,6 +47,42 @@ class Stage(StrEnum):
     LOAD = "load"
     TRANSFORM = "transform"
     QUERY = "query"
+
+
+def _secret_name(value: str) -> str:
+    if not _SECRET_NAME.fullmatch(value) or ".." in value or len(value) > _MAX_SECRET_NAME_CHARACTERS:
+        raise ValueError(
+            f"expected a secret's name ({_SECRET_NAME.pattern}, without `..`, "
+            f"at most {_MAX_SECRET_NAME_CHARACTERS} characters), got {value!r}"
+        )
+    return value
+
+
+SecretName = Annotated[
+    str,
+    AfterValidator(_secret_name),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_SECRET_NAME.pattern}$", "maxLength": _MAX_SECRET_NAME_CHARACTERS}
+    ),
+]
+
+
+class SecretRef(Strict):
+    """A secret by its name: all that spec, ledger and manifest hold of it. The worker reads the text when it runs."""
+
+    secret: SecretName
+
+
+def _kind_of_value(value: object) -> str:
+    return "a reference" if isinstance(value, dict | SecretRef) else "a value"
+
+
+_Secret = Annotated[SecretRef, Tag("a reference")]
+_BY_KIND = Discriminator(_kind_of_value)
+"""So that what is wrong with a value is said of the kind that it was meant to be."""
+
+TextOrSecret = Annotated[Annotated[str, Tag("a value")] | _Secret, _BY_KIND]
+ValueOrSecret = Annotated[Annotated[str | int | float | bool, Tag("a value")] | _Secret, _BY_KIND]
 
 
 class Logic(Strict):
@@ -143,8 +193,8 @@ class DbtWork(Strict):
 
     kind: Literal["dbt"]
     steps: Annotated[tuple[DbtStep, ...], Field(min_length=1)]
-    vars: dict[str, str | int | float | bool] = {}
-    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], str] = {}
+    vars: dict[str, ValueOrSecret] = {}
+    env: dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")], TextOrSecret] = {}
     target: Identifier = "prod"
     schema_: Annotated[Identifier, Field(alias="schema")] = "main"
     """The target's schema: where a model lands that names none."""
@@ -155,11 +205,11 @@ class DbtWork(Strict):
 
     @field_validator("env")
     @classmethod
-    def _env_is_the_projects(cls, env: dict[str, str]) -> dict[str, str]:
+    def _env_is_the_projects(cls, env: dict[str, TextOrSecret]) -> dict[str, TextOrSecret]:
         for name, value in env.items():
             if name.startswith(_ENV_OF_THE_PROCESS) or name in _ENV_NAMES_OF_THE_PROCESS:
                 raise ValueError(f"expected a variable that the project reads, got {name}, which steers the process")
-            if "\0" in value:
+            if isinstance(value, str) and "\0" in value:
                 raise ValueError(f"{name}: expected text that an environment can hold, got a NUL in it")
         return env
 
@@ -272,6 +322,9 @@ class Resources(Strict):
     cpu: Annotated[int, Field(ge=128, le=65536)] = 1024
     memory_mib: Annotated[int, Field(ge=256, le=524288)] = 4096
     timeout_s: Annotated[int, Field(ge=1, le=172800)] = 3600
+    scratch_mib: Annotated[int, Field(ge=64, le=204800)] = 20480
+    """Disk, for the logic's files, what the work writes and what it spills; Fargate gives 20 GiB if not told, at most
+    200."""
     state_mib: Annotated[int, Field(ge=1, le=524288)] = 2048
     """How much of previous state, as its files are stored, may be restored or merged into; more is refused."""
 
@@ -300,7 +353,7 @@ class JobSpec(Strict):
     inputs: tuple[Input, ...] = ()
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)]
     logical_time: AwareDatetime
-    params: dict[Identifier, str] = {}
+    params: dict[Identifier, TextOrSecret] = {}
     """The pipeline's parameters as they were when this spec was made from it."""
     labels: dict[Identifier, str] = {}
     resources: Resources = Resources()
@@ -313,6 +366,12 @@ class JobSpec(Strict):
     def effect(self) -> UUID:
         """The first run of the chain of reruns that this one belongs to; its own id if it is the first."""
         return self.rerun.effect if self.rerun else self.run_id
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secrets that the work is given, sorted."""
+        given = (*self.work.vars.values(), *self.work.env.values()) if isinstance(self.work, DbtWork) else ()
+        return tuple(sorted({value.secret for value in given if isinstance(value, SecretRef)}))
 
     @property
     def publishes_to_branch(self) -> bool:

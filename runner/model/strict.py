@@ -19,9 +19,9 @@ MAX_DOCUMENT_BYTES = 64 * 1024
 
 
 class Strict(BaseModel):
-    """Frozen, no unknown keys, no silent conversion of types."""
+    """Frozen, no unknown keys, no silent conversion of types, no number that JSON cannot write."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False)
 
     def to_json(self) -> str:
         """Canonical JSON: aliases, sorted keys, defaults written out, no spaces. Parsed again, it gives these bytes."""

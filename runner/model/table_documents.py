@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import re
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -13,6 +14,8 @@ from runner.model.strict import load_json
 
 _NAME = re.compile(r"v?([0-9]{1,9})(?:-[\w-]+)?(?:\.gz)?\.metadata\.json(?:\.gz)?")
 """As writers call them: `00003-<uuid>.metadata.json`, `v3.metadata.json`, with `.gz` in either place."""
+_MAX_DOCUMENT_BYTES = 256 * 1024 * 1024
+"""Unpacked. A table of ten thousand snapshots and a thousand columns has a document of a few MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +113,11 @@ def newest_document(
 def parse_document(uri: str, raw: bytes) -> TableDocument:
     """Raises `DataError` for what is no Iceberg metadata."""
     try:
-        text = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+        text = _unpacked(raw) if raw.startswith(b"\x1f\x8b") else raw
     except (OSError, EOFError, zlib.error) as exc:
         raise DataError(f"{uri}: expected an Iceberg metadata document, got a damaged gzip: {exc}") from exc
+    if len(text) > _MAX_DOCUMENT_BYTES:
+        raise DataError(f"{uri}: expected at most {_MAX_DOCUMENT_BYTES:,} bytes of metadata, got more")
     document = load_json(text, what=uri, error=DataError)
     try:
         snapshots = document.get("snapshots") or []
@@ -127,6 +132,14 @@ def parse_document(uri: str, raw: bytes) -> TableDocument:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
         raise DataError(f"{uri}: expected an Iceberg metadata document, got one without {exc}") from exc
+    except RecursionError as exc:
+        raise DataError(f"{uri}: expected an Iceberg metadata document, got one nested too deeply") from exc
+
+
+def _unpacked(raw: bytes) -> bytes:
+    """No more than shows that it is too much: a small file can stand for gigabytes."""
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        return file.read(_MAX_DOCUMENT_BYTES + 1)
 
 
 def is_before(uri: str, document: TableDocument) -> bool:

@@ -14,7 +14,7 @@ UPDATE ledger.runs SET sent_at = clock_timestamp() WHERE run_id = ANY(%(run_ids)
 SELECT spec, spec_sha256, submitted_at FROM ledger.runs WHERE run_id = %(run_id)s;
 
 -- name: lock_run
-SELECT r.spec_sha256, r.state, r.attempt, r.max_attempts, r.submitted_at, r.plan, r.manifest,
+SELECT r.spec, r.spec_sha256, r.state, r.attempt, r.max_attempts, r.submitted_at, r.plan, r.manifest,
        r.recorded_at IS NOT NULL AS recorded, r.pinned_at IS NOT NULL AS pinned,
        r.cancel_asked_at IS NOT NULL AND r.plan IS NULL AS cancelled,
        extract(epoch FROM greatest(r.lease_expires_at, r.not_before) - clock_timestamp())::float8 AS busy_s
@@ -27,20 +27,20 @@ FOR UPDATE OF r;
 -- statement of its own: one that has waited for the lock still sees the other tables as they were before.
 SELECT count(*) AS tries FROM ledger.attempts WHERE run_id = %(run_id)s AND outcome <> 'handed back';
 
--- name: take
-UPDATE ledger.runs
-SET state = 'running', attempt = attempt + 1, not_before = NULL,
-    lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s),
-    started_at = coalesce(started_at, clock_timestamp())
-WHERE run_id = %(run_id)s
-RETURNING attempt;
-
 -- name: lose_earlier_attempts
 UPDATE ledger.attempts SET outcome = 'lost', ended_at = clock_timestamp()
 WHERE run_id = %(run_id)s AND outcome = 'running';
 
--- name: start_attempt
-INSERT INTO ledger.attempts (run_id, attempt, worker) VALUES (%(run_id)s, %(attempt)s, %(worker)s);
+-- name: take
+WITH taken AS (
+    UPDATE ledger.runs
+    SET state = 'running', attempt = attempt + 1, not_before = NULL,
+        lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s),
+        started_at = coalesce(started_at, clock_timestamp())
+    WHERE run_id = %(run_id)s
+    RETURNING run_id, attempt)
+INSERT INTO ledger.attempts (run_id, attempt, worker) SELECT run_id, attempt, %(worker)s FROM taken
+RETURNING attempt;
 
 -- name: heartbeat
 UPDATE ledger.runs SET lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_s)s)

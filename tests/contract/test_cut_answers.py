@@ -54,6 +54,8 @@ S3: dict[str, Callable[[S3Objects, Path], object]] = {
     "list": lambda objects, _: objects.list("a/"),
     "folders": lambda objects, _: list(objects.folders("a/")),
     "entries": lambda objects, _: list(objects.entries("a/")),
+    "get of a size": lambda objects, _: objects.get("a", at_most=500),
+    "get_range": lambda objects, _: objects.get_range("a", 0, 9),
     "get_file": lambda objects, folder: objects.get_file("a", folder / "file"),
 }
 

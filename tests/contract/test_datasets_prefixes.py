@@ -191,9 +191,9 @@ class CountingObjects(MemoryObjects):
 
     reads = 0
 
-    def get(self, key: str) -> bytes | None:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes | None:
         self.reads += 1
-        return super().get(key)
+        return super().get(key, at_most=at_most)
 
 
 def test_looking_for_a_run_in_a_long_history_reads_few_documents() -> None:
@@ -225,6 +225,18 @@ def test_a_look_at_the_newest_of_a_long_history_reads_one_document() -> None:
 
     assert (newest.snapshot, objects.reads) == ("300", 1)
     assert len(dataset.history(None)) == 300
+
+
+def test_who_made_the_newest_version_need_not_read_it() -> None:
+    objects = CountingObjects()
+    rig = rig_on(objects)
+    rig.publish(tag := tag_of(uuid4()))
+    objects.reads = 0
+
+    (newest,) = rig.load().history(None)
+    rig.publish()
+
+    assert (newest.snapshot, newest.tag, objects.reads) == ("1", tag, 0)
 
 
 def test_a_version_that_expires_while_the_history_is_read_has_no_tag_any_more() -> None:

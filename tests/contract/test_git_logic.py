@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from runner.adapters.git_logic import MAX_FILE_BYTES, GitLogic
-from runner.adapters.git_objects import archive_key, production_key
+from runner.adapters.git_objects import archive_key, production_key, short_hash
+from runner.adapters.git_remote import Remotes
 from runner.model.errors import InfrastructureError, LogicError, RateLimitError, RunnerError, SpecError
 from tests.support.git_server import GIT_ENV, Cut, FolderArchive, GitServer, Repository
 
@@ -240,10 +241,18 @@ def test_an_address_that_git_may_not_be_given_is_refused_before_git_is_run(
 
 
 def test_a_scheme_that_was_not_allowed_is_refused(server: GitServer, archive: FolderArchive, tmp_path: Path) -> None:
-    logic = GitLogic(tmp_path / "cache", archive, env=ENV, schemes=frozenset({"https"}))
-    for repo in (server.url(), str(tmp_path), f"file://{tmp_path}"):
-        with pytest.raises(SpecError, match=r"expected a URL \(https\)"):
-            logic.resolve_ref(repo, "main")
+    repository = server.repository()
+    commit = repository.commit({"a": b"1"})
+    logic = GitLogic(tmp_path / "cache", archive, env=ENV, remotes=Remotes(schemes=frozenset({"https"})))
+    for repo in (server.url(), str(repository.path), f"file://{repository.path}"):
+        for ask in (
+            lambda repo=repo: logic.resolve_ref(repo, "main"),
+            lambda repo=repo: logic.checkout(repo, commit, tmp_path / "workspace"),
+        ):
+            with pytest.raises(SpecError, match=r"expected a repository by https, got '.*' by (http|file)") as refused:
+                ask()
+            assert refused.value.hint == "RUNNER_LOGIC_SCHEMES names the ways that are allowed"
+    assert server.fetches == 0
 
 
 # ---------------------------------------------------------------- single files
@@ -439,7 +448,7 @@ def test_a_path_that_no_working_copy_may_have_is_refused(
     repository = server.repository()
     commit = repository.commit_tree(b"100644 %s\0%s" % (name, repository.blob(b"x")))
     repository.git("update-ref", "refs/heads/main", commit)
-    with pytest.raises(LogicError, match=r"without '\.\.' or '\.git', got"):
+    with pytest.raises(LogicError, match=r"without '\.\.' or '\.git' or control characters, got"):
         logic.checkout(server.url(), commit, tmp_path / "workspace")
     assert not (tmp_path / "workspace").exists()
     assert not (tmp_path / "b").exists()
@@ -672,6 +681,18 @@ def test_a_repository_that_gives_no_answer_may_be_asked_again(server: GitServer,
         logic.reached(server.url(), commit, "main")
 
 
+def test_a_history_with_a_commit_that_no_git_would_make_today_is_read(server: GitServer, logic: GitLogic) -> None:
+    repository = server.repository()
+    oldest = repository.commit({"a": b"1"})
+    tree = repository.git("rev-parse", f"{oldest}^{{tree}}")
+    crooked = f"tree {tree}\nparent {oldest}\nauthor nobody\ncommitter nobody at no time\n\nlost\n".encode()
+    odd = repository.git("hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=crooked)
+    newest = repository.commit({"a": b"3"}, parent=odd)
+    assert logic.resolve_ref(server.url(), "main") == newest
+    assert logic.reached(server.url(), oldest, "main")
+    assert logic.reached(server.url(), odd, "main")
+
+
 @pytest.mark.parametrize("ref", ["--upload-pack=touch x", "ma*n", "", "a b", "main^"])
 def test_a_production_ref_that_can_be_none_is_refused(server: GitServer, logic: GitLogic, ref: str) -> None:
     commit = server.repository().commit({"a": b"1"})
@@ -757,7 +778,7 @@ def test_a_worker_killed_alone_leaves_the_lock_to_its_git(
     with process(server.url(), commit, "one") as killed:
         assert cut.reached.wait(60)
         killed.kill()
-    (lock,) = (tmp_path / "cache").glob("*/lock")
+    (lock,) = (tmp_path / "cache").glob("*.lock")
     with lock.open() as held, pytest.raises(BlockingIOError):
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     server.cut = None
@@ -793,31 +814,54 @@ def test_a_commit_without_its_files_in_the_cache_is_fetched_again(
 def test_a_damaged_cache_fails_once_and_is_fetched_anew(server: GitServer, logic: GitLogic, tmp_path: Path) -> None:
     commit = server.repository().commit({"a": os.urandom(9999)})
     first = logic.checkout(server.url(), commit, tmp_path / "first")
+    (snapshot,) = (tmp_path / "cache").glob("*/*.repository")
     (pack,) = (tmp_path / "cache").glob("*/fetched.git/objects/pack/*.pack")
-    content = bytearray(pack.read_bytes())
-    content[5000] ^= 1
-    pack.chmod(0o600)
-    pack.write_bytes(content)
-    with pytest.raises(InfrastructureError):
-        logic.checkout(server.url(), commit, tmp_path / "second")
-    assert not (tmp_path / "second").exists()
+    for damaged in (snapshot, pack):
+        content = bytearray(damaged.read_bytes())
+        content[5000] ^= 1
+        damaged.chmod(0o600)
+        damaged.write_bytes(content)
+    for _ in range(2):  # the one, and then what it was made of
+        with pytest.raises(InfrastructureError):
+            logic.checkout(server.url(), commit, tmp_path / "second")
+        assert not (tmp_path / "second").exists()
     assert logic.checkout(server.url(), commit, tmp_path / "third") == first
 
 
+@pytest.mark.parametrize("left", [0, 1, 60, 300, 9000])
+def test_a_snapshot_that_was_cut_off_is_fetched_anew(
+    server: GitServer, logic: GitLogic, tmp_path: Path, left: int
+) -> None:
+    commit = server.repository().commit({"a": os.urandom(9999)})
+    first = logic.checkout(server.url(), commit, tmp_path / "first")
+    (snapshot,) = (tmp_path / "cache").glob("*/*.repository")
+    os.truncate(snapshot, left)
+    with pytest.raises(InfrastructureError, match=r"expected .* as (it was|they were) fetched, got"):
+        logic.checkout(server.url(), commit, tmp_path / "second")
+    assert logic.checkout(server.url(), commit, tmp_path / "third") == first
+
+
+@pytest.mark.parametrize("where", ["snapshot", "repository"])
 def test_an_object_changed_in_the_cache_is_not_taken_for_the_real_one(
-    server: GitServer, logic: GitLogic, tmp_path: Path
+    server: GitServer, logic: GitLogic, tmp_path: Path, where: str
 ) -> None:
     repository = server.repository()
     commit = repository.commit({"a": b"harmless"})
     first = logic.checkout(server.url(), commit, tmp_path / "first")
+    (snapshot,) = (tmp_path / "cache").glob("*/*.repository")
     (store,) = (tmp_path / "cache").glob("*/fetched.git")
     blob = repository.blob(b"harmless").hex()
-    for pack in (store / "objects/pack").iterdir():
-        pack.unlink()
-    repository.git(f"--git-dir={store}", "unpack-objects", "-q", stdin=_pack(repository, [commit, first.tree, blob]))
-    changed = store / "objects" / blob[:2] / blob[2:]
-    changed.chmod(0o600)
-    changed.write_bytes(zlib.compress(b"blob 7\0harmful"))
+    if where == "snapshot":
+        snapshot.write_bytes(snapshot.read_bytes().replace(b"harmless", b"harmful!"))
+    else:
+        snapshot.unlink()
+        for pack in (store / "objects/pack").iterdir():
+            pack.unlink()
+        objects = _pack(repository, [commit, first.tree, blob])
+        repository.git(f"--git-dir={store}", "unpack-objects", "-q", stdin=objects)
+        changed = store / "objects" / blob[:2] / blob[2:]
+        changed.chmod(0o600)
+        changed.write_bytes(zlib.compress(b"blob 7\0harmful"))
     with pytest.raises(InfrastructureError, match=f"expected {blob} as it was fetched, got another blob"):
         logic.checkout(server.url(), commit, tmp_path / "second")
     assert logic.checkout(server.url(), commit, tmp_path / "third") == first
@@ -830,3 +874,170 @@ def test_a_cache_that_cannot_be_written_says_so(server: GitServer, archive: Fold
         InfrastructureError, match=r"file/cache.*: expected to read and write there, got Not a directory"
     ):
         logic.checkout(server.url(), ABSENT, tmp_path / "workspace")
+
+
+# ---------------------------------------------------------------- the cache's size
+
+MIB = 2**20
+
+
+def bytes_on_disk(folder: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*"))
+
+
+@pytest.fixture
+def three(server: GitServer) -> dict[str, str]:
+    """Three repositories, each with a commit that takes two MiB of a cache: packed, and as a snapshot."""
+    return {name: server.repository(name).commit({"big": os.urandom(MIB)}) for name in ("a", "b", "c")}
+
+
+def age(folder: Path) -> None:
+    """Make it a minute later: the file system's clock moves in steps that a checkout can be quicker than."""
+    for path in folder.rglob("*"):
+        at_s = path.lstat().st_mtime - 60
+        os.utime(path, (at_s, at_s), follow_symlinks=False)
+
+
+def cached_names(server: GitServer, cache: Path) -> set[str]:
+    return {name for name in ("a", "b", "c") if list((cache / short_hash(server.url(name))).glob("*.repository"))}
+
+
+def test_the_repository_that_was_used_least_recently_goes_when_the_cache_is_full(
+    server: GitServer, archive: FolderArchive, tmp_path: Path, three: dict[str, str]
+) -> None:
+    cache = tmp_path / "cache"
+    logic = GitLogic(cache, archive, env=ENV, cache_bytes=5 * MIB)
+    for number, name in enumerate("abac"):
+        logic.checkout(server.url(name), three[name], tmp_path / f"w{number}")
+        age(cache)
+    assert cached_names(server, cache) == {"a", "c"}
+    assert bytes_on_disk(cache) <= 5 * MIB
+
+    fetches = server.fetches
+    assert logic.checkout(server.url("b"), three["b"], tmp_path / "again").origin == "repository"
+    assert server.fetches == fetches + 1
+    assert cached_names(server, cache) == {"b", "c"}
+
+
+def test_a_cache_that_is_large_enough_keeps_all(
+    server: GitServer, archive: FolderArchive, tmp_path: Path, three: dict[str, str]
+) -> None:
+    logic = GitLogic(tmp_path / "cache", archive, env=ENV, cache_bytes=8 * MIB)
+    for name, commit in three.items():
+        logic.checkout(server.url(name), commit, tmp_path / name)
+    assert cached_names(server, tmp_path / "cache") == {"a", "b", "c"}
+
+
+def test_a_repository_that_somebody_is_at_work_on_stays(
+    server: GitServer, archive: FolderArchive, tmp_path: Path, three: dict[str, str]
+) -> None:
+    cache = tmp_path / "cache"
+    logic = GitLogic(cache, archive, env=ENV, cache_bytes=5 * MIB)
+    for name in "ab":
+        logic.checkout(server.url(name), three[name], tmp_path / name)
+        age(cache)
+    with (cache / f"{short_hash(server.url('a'))}.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        logic.checkout(server.url("c"), three["c"], tmp_path / "c")
+    assert cached_names(server, cache) == {"a", "c"}
+
+
+def test_of_one_repository_that_fills_the_cache_alone_the_newest_commit_stays(
+    server: GitServer, archive: FolderArchive, tmp_path: Path
+) -> None:
+    cache, repository = tmp_path / "cache", server.repository()
+    logic = GitLogic(cache, archive, env=ENV, cache_bytes=3 * MIB)
+    commits = [repository.commit({"big": os.urandom(MIB)}, branch=f"b{number}") for number in range(5)]
+    for number, commit in enumerate(commits):
+        logic.checkout(server.url(), commit, tmp_path / f"w{number}")
+        assert bytes_on_disk(cache) <= 3 * MIB
+        assert (cache / short_hash(server.url()) / f"{commit}.repository").exists()
+    server.stop()
+    logic.checkout(server.url(), commits[-1], tmp_path / "again")
+
+
+def test_a_commit_that_the_cache_cannot_hold_beside_its_pack_is_archived_all_the_same(
+    server: GitServer, archive: FolderArchive, newcomer: GitLogic, tmp_path: Path
+) -> None:
+    commit = server.repository().commit({"big": os.urandom(MIB), "run.sh": ("100755", b"x"), "l": ("120000", b"big")})
+    small = GitLogic(tmp_path / "cache", archive, env=ENV, cache_bytes=MIB * 5 // 4)
+    first = small.checkout(server.url(), commit, tmp_path / "first")
+    server.stop()
+    second = newcomer.checkout(server.url(), commit, tmp_path / "second")
+    assert (second.origin, second.tree) == ("archive", first.tree)
+
+
+def test_what_an_earlier_release_left_in_the_cache_goes_like_the_rest(
+    server: GitServer, archive: FolderArchive, tmp_path: Path, three: dict[str, str]
+) -> None:
+    cache = tmp_path / "cache"
+    old = cache / "0123456789abcdef"
+    (old / "fetched.git/objects").mkdir(parents=True)
+    (old / "lock").touch()
+    (old / "fetched.git/objects/pack").write_bytes(bytes(4 * MIB))
+    GitLogic(cache, archive, env=ENV, cache_bytes=5 * MIB).checkout(server.url("a"), three["a"], tmp_path / "a")
+    assert not old.exists()
+
+
+# ---------------------------------------------------------------- the hot path
+
+
+def test_a_commit_that_is_cached_and_archived_costs_neither_git_nor_a_request(
+    server: GitServer, archive: FolderArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = server.repository().commit({f"models/{number}.sql": b"SELECT 1" for number in range(10)})
+    logic = GitLogic(tmp_path / "cache", archive, env=ENV)
+    first = logic.checkout(server.url(), commit, tmp_path / "first")
+    asked = len(server.asked)
+
+    def none(*given: object, **named: object) -> None:
+        raise AssertionError("nobody is to be asked")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    monkeypatch.setattr(archive, "exists", none)
+    assert logic.checkout(server.url(), commit, tmp_path / "second") == first
+    assert logic.read_file(server.url(), commit, "models/3.sql") == b"SELECT 1"
+    assert len(logic.list_files(server.url(), commit, "models")) == 10
+    assert len(server.asked) == asked
+
+
+def test_each_worker_looks_once_whether_a_commit_is_archived(
+    server: GitServer, logic: GitLogic, archive: FolderArchive, tmp_path: Path
+) -> None:
+    commit = server.repository().commit({"a": b"1"})
+    logic.checkout(server.url(), commit, tmp_path / "first")
+    shutil.rmtree(archive.folder)
+    logic.checkout(server.url(), commit, tmp_path / "second")
+    assert not archive.exists(archive_key(server.url(), commit))
+    later = GitLogic(tmp_path / "cache", archive, env=ENV)
+    later.checkout(server.url(), commit, tmp_path / "third")
+    assert archive.exists(archive_key(server.url(), commit))
+
+
+def test_gits_own_tools_read_what_is_archived(
+    server: GitServer, logic: GitLogic, archive: FolderArchive, tmp_path: Path
+) -> None:
+    files: dict[str, bytes | tuple[str, bytes]] = {
+        "empty": b"",
+        "small": b"x" * 15,
+        "sixteen": b"x" * 16,
+        "large": os.urandom(3 * MIB),
+        "d/run.sh": ("100755", b"1"),
+        "d/link": ("120000", b"run.sh"),
+    }
+    repository = server.repository()
+    commit = repository.commit(files)
+    tree = logic.checkout(server.url(), commit, tmp_path / "workspace").tree
+    elsewhere = Repository(tmp_path / "elsewhere.git")
+    pack = (archive.folder / archive_key(server.url(), commit)).read_bytes()
+    elsewhere.git("index-pack", "--stdin", "--strict", stdin=pack)
+    listed = elsewhere.git("ls-tree", "-r", "-t", tree)
+    assert listed == repository.git("ls-tree", "-r", "-t", commit)
+    for path, file in files.items():
+        content = subprocess.run(
+            ["git", f"--git-dir={elsewhere.path}", "cat-file", "blob", f"{tree}:{path}"],
+            env=GIT_ENV,
+            check=True,
+            capture_output=True,
+        ).stdout
+        assert content == (file if isinstance(file, bytes) else file[1])

@@ -65,7 +65,7 @@ class Rig:
             stamp=STAMP,
         )
         extract = HttpExtract(HostRules.parse(allowed), clock=self.clock, retrying=retrying, **options)
-        return extract.execute(job, served={}, say=self.said.append)
+        return extract.execute(job, served={}, secrets={}, say=self.said.append)
 
     def fetched_file(self, execution: Execution) -> EngineFile:
         return execution.result.outputs[0].files[0]
@@ -220,7 +220,7 @@ def test_other_work_is_refused(rig: Rig) -> None:
         stamp=STAMP,
     )
     with pytest.raises(SpecError, match="expected 'extract', got 'query'"):
-        HttpExtract(HostRules(), clock=rig.clock).execute(job, served={}, say=rig.said.append)
+        HttpExtract(HostRules(), clock=rig.clock).execute(job, served={}, secrets={}, say=rig.said.append)
 
 
 # ---------------------------------------------------------------- hosts

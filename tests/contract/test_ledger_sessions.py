@@ -208,7 +208,7 @@ CONDITIONS = {
     "two claims at once": (
         ("lock_run", "FOR UPDATE OF r", ""),
         [Step(wishes=(CLAIM,)), Step(wishes=(CLAIM, CLAIM), leases_end=True, door="runs")],
-        "no order explains",
+        "no order explains|the attempt in force of a running run is at work, and no other",
     ),
     "a claim, and at once a plan is void": (
         ("fence", "FOR UPDATE", ""),

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from runner.adapters.aws import Aws
+from runner.adapters.aws import Aws, _time
 from runner.adapters.s3_objects import S3Objects
-from runner.model.errors import InfrastructureError, TransientError
+from runner.model.errors import DataError, InfrastructureError, TransientError
 from runner.ports import Objects
 from tests.support.twins import MemoryObjects
 
@@ -117,6 +117,29 @@ def test_a_file_that_is_not_there_leaves_nothing_behind(objects: Objects, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "expected"), [(0, 1, b"0"), (3, 7, b"3456"), (0, 10, b"0123456789"), (8, 99, b"89"), (10, 11, b"")]
+)
+def test_a_range_of_an_object_ends_where_the_object_does(
+    objects: Objects, start: int, end: int, expected: bytes
+) -> None:
+    objects.put("a", b"0123456789")
+
+    assert objects.get_range("a", start, end) == expected
+
+
+def test_a_range_of_nothing_is_none(objects: Objects) -> None:
+    assert objects.get_range("a", 0, 1) is None
+
+
+def test_an_object_that_is_larger_than_was_asked_for_is_not_taken(objects: Objects) -> None:
+    objects.put("a", b"0123456789")
+
+    assert objects.get("a", at_most=10) == b"0123456789"
+    with pytest.raises(DataError, match="expected at most 9 bytes, got 10"):
+        objects.get("a", at_most=9)
+
+
 def test_a_uri_names_bucket_and_key(objects: Objects) -> None:
     uri = objects.uri("a/b c.csv")
 
@@ -128,6 +151,7 @@ def test_a_uri_names_bucket_and_key(objects: Objects) -> None:
 
 USES: dict[str, Callable[[S3Objects, Path], object]] = {
     "get": lambda objects, path: objects.get("a"),
+    "get_range": lambda objects, path: objects.get_range("a", 0, 1),
     "put": lambda objects, path: objects.put("a", b""),
     "put_if_absent": lambda objects, path: objects.put_if_absent("a", b""),
     "list": lambda objects, path: objects.list(""),
@@ -181,6 +205,73 @@ def nobody_listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Client]:
     client = Aws(region="us-east-1", endpoint_url="http://127.0.0.1:9", access_key_id="a", secret_access_key="b").s3()
     yield client
     client.close()
+
+
+@pytest.mark.parametrize("size", [0, 3, 8 * 2**20])
+def test_a_file_goes_up_in_one_request_that_s3_checks(nobody_listening: S3Client, tmp_path: Path, size: int) -> None:
+    from botocore.stub import Stubber
+
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * size)
+    asked = {"Bucket": "lake", "Key": "a", "Body": b"\1" * size, "ChecksumAlgorithm": "SHA256"}
+    with Stubber(nobody_listening) as s3:
+        s3.add_response("put_object", {}, asked)
+
+        S3Objects(nobody_listening, "lake").put_file("a", path)
+        s3.assert_no_pending_responses()
+
+
+class Written(BaseHTTPRequestHandler):
+    """Notes the headers of what is put."""
+
+    seen: ClassVar[list[dict[str, str]]] = []
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append({name.lower(): value for name, value in self.headers.items()})
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_a_body_is_sent_without_asking_first_and_says_whose_it_is() -> None:
+    with HTTPServer(("127.0.0.1", 0), Written) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        client = Aws(region="us-east-1", endpoint_url=url, access_key_id="a", secret_access_key="b").s3()
+
+        S3Objects(client, "lake").put("a", b"123")
+        client.close()
+
+    (headers,) = Written.seen
+    assert "expect" not in headers
+    assert headers["user-agent"].startswith("stage-runner/")
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "2026-11-21T22:04:45.123Z",
+        "2026-11-21T22:04:45Z",
+        "2026-11-21T23:04:45+01:00",
+        "Sat, 21 Nov 2026 22:04:45 GMT",
+        "1795298685",
+        1795298685.5,
+    ],
+)
+def test_a_time_is_read_as_botocore_would(written: Any) -> None:
+    from botocore.utils import parse_timestamp
+
+    assert _time(written) == parse_timestamp(written)
+    assert _time(written).utcoffset() is not None
+
+
+@pytest.mark.parametrize("written", ["yesterday", "2026-", "Sat, GMT"])
+def test_what_is_no_time_is_a_value_error(written: str) -> None:
+    with pytest.raises(ValueError, match=written):
+        _time(written)
 
 
 def test_a_conflict_with_another_writer_is_tried_again(nobody_listening: S3Client) -> None:

@@ -3,68 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from types import SimpleNamespace
 
-import pytest
-
-from runner.adapters import sandbox_engine
 from runner.model.errors import Category
-from runner.model.manifest import State
+from runner.model.manifest import State, Walls
 from runner.model.spec import Resources
+from runner.sandbox import landlock
 from tests.e2e.test_bad_input import ADULTS, PROJECT, SOURCES, dbt, extract, failed, load, query
 from tests.support.documents import PEOPLE_CONTRACT
 from tests.support.site import Site
 
-_BLOCKED = """
-import ctypes, os, struct, sys
-# seccomp: socket(AF_INET or AF_INET6, ...) answers EPERM, in this process and all that it starts.
-AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[os.uname().machine]
-SOCKET = {"x86_64": 41, "aarch64": 198}[os.uname().machine]
-def stmt(code, k, jt=0, jf=0): return struct.pack("HBBI", code, jt, jf, k)
-LOAD, JEQ, RET = 0x20, 0x15, 0x06
-program = b"".join([
-    stmt(LOAD, 4), stmt(JEQ, AUDIT_ARCH, 0, 5),
-    stmt(LOAD, 0), stmt(JEQ, SOCKET, 0, 3),
-    stmt(LOAD, 16), stmt(JEQ, 2, 2, 0), stmt(JEQ, 10, 1, 0),
-    stmt(RET, 0x7FFF0000), stmt(RET, 0x00050000 | 1),
-])
-class Filter(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-libc = ctypes.CDLL(None, use_errno=True)
-assert libc.prctl(38, 1, 0, 0, 0) == 0
-assert libc.prctl(22, 2, ctypes.byref(Filter(len(program) // 8, program)), 0, 0) == 0
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="seccomp is Linux's")
 
-
-@pytest.fixture
-def sockets_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every engine child starts under a filter that refuses internet sockets."""
-    real = subprocess.Popen
-
-    def start(command: list[str], **given: object) -> subprocess.Popen[bytes]:
-        return real([sys.executable, "-c", _BLOCKED, *command], **given)  # type: ignore[call-overload,no-any-return]
-
-    monkeypatch.setattr(sandbox_engine, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
-
-
-@linux_only
-def test_the_filter_itself_blocks() -> None:
-    """A control: without it, the next test would prove nothing."""
-    attempt = "import socket; socket.socket(socket.AF_INET, socket.SOCK_STREAM)"
-    done = subprocess.run(
-        [sys.executable, "-c", _BLOCKED, sys.executable, "-c", attempt], capture_output=True, text=True
-    )
-    assert done.returncode != 0
-    assert "PermissionError" in done.stderr
-
-
-@linux_only
-@pytest.mark.usefixtures("sockets_blocked")
-def test_every_engine_works_with_sockets_blocked_and_no_aws_variable(site: Site) -> None:
+def test_every_engine_works_behind_the_walls_and_the_record_says_behind_which(site: Site) -> None:
     commit = site.commit(
         {
             "contracts/people.odcs.yaml": PEOPLE_CONTRACT,
@@ -74,13 +23,17 @@ def test_every_engine_works_with_sockets_blocked_and_no_aws_variable(site: Site)
             "models/adults.sql": ADULTS,
         }
     )
-    for spec in (
-        extract(site, commit, site.serve("people.csv", "id,name\n1,Ada\n2,Grace\n")),
-        load(site, commit),
-        dbt(site, commit),
-        query(site, commit),
+    expected = Walls(landlock=landlock.abi(), account="own" if os.geteuid() == 0 else "worker")
+    for spec, walls in (
+        (extract(site, commit, site.serve("people.csv", "id,name\n1,Ada\n2,Grace\n")), None),
+        (load(site, commit), expected),
+        (dbt(site, commit), expected),
+        (query(site, commit), expected),
     ):
-        assert site.end(spec).state is State.SUCCEEDED
+        manifest = site.end(spec)
+        assert manifest.state is State.SUCCEEDED, manifest.failure
+        assert manifest.report.software is not None
+        assert manifest.report.software.walls == walls
     assert site.rows("marts.adults") == [(1, "Ada"), (2, "Grace")]
     assert site.rows("marts.people_count") == [(2,)]
 

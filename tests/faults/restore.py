@@ -118,7 +118,7 @@ def _path() -> str:
 
 _STEPS = (
     "after-ledger.claim",
-    "after-ledger.pin",
+    "after-ledger.lease",
     "before-ledger.plan",
     "after-ledger.plan",
     "before-catalog.commit_table",

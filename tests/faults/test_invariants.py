@@ -23,7 +23,7 @@ from runner.embedded.services import Endpoints
 from runner.model.manifest import Manifest
 from tests.faults import invariants
 from tests.faults.invariants import INVARIANTS, WAITING, Expected, Place, Violation, check, look, watch
-from tests.support.site import Site, make_site
+from tests.support.site import Site
 
 CONTRACT = """
 apiVersion: v3.1.0
@@ -61,11 +61,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(services: Endpoints, ledger_url: str, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    name = f"t{uuid4().hex[:10]}"
-    site = make_site(
-        tmp_path_factory.mktemp("site"), ledger_url=ledger_url, aws_endpoint_url=services.aws_endpoint_url, name=name
-    )
+def made(site: Site, services: Endpoints) -> Made:
     commit = site.commit(LOGIC)
 
     def query(file: str) -> Manifest:
@@ -81,8 +77,7 @@ def made(services: Endpoints, ledger_url: str, tmp_path_factory: pytest.TempPath
         site.spec(commit, "load", work, inputs=[{"dataset": "landing/people"}], outputs=[{"dataset": "staging.people"}])
     )
     first, second, failed = (query(file) for file in ("three.sql", "three.sql", "broken.sql"))
-    site.app.ledger.close()
-    site.portal.stop()
+    site.app.close()  # databases are copied here, and one that is open cannot be
     return Made(
         place=place_of(site),
         expected={

@@ -42,10 +42,11 @@ def some(ground: Ground, kind: Kind, *, first: int, every: int) -> Sequence[str]
 
 
 def test_the_steps_are_those_of_the_design(ground: Ground) -> None:
-    steps = steps_on(ground).of(KINDS["query"])
+    steps = steps_on(ground).of(KINDS["load"])  # it has an input to pin
     order = (
         "after-queue.receive",
         "after-ledger.claim",
+        "after-ledger.lease",
         "after-logic.checkout",
         "after-ledger.pin",
         "after-engine.execute",

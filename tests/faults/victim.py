@@ -127,9 +127,8 @@ class TappedApp(App):
     def _tapped_call(self, name: str, effect: Callable[..., object]) -> Callable[..., object]:
         return lambda *given, **named: self._tap.call(name, lambda: effect(*given, **named))
 
-    @cache  # noqa: B019 - the one App lives as long as its process
-    def engine(self, stage: Stage) -> Engine:
-        return cast(Engine, Tapped(self._tap, "engine", super().engine(stage)))
+    def _engine(self, stage: Stage) -> Engine:
+        return cast(Engine, Tapped(self._tap, "engine", super()._engine(stage)))
 
 
 def _shift_clock(seconds: float) -> None:

@@ -132,6 +132,8 @@ class Ground:
                 "bucket": f"lake-{name}",
                 "queue_prefix": f"{name}-",
                 "source_hosts": (self.address,),
+                "logic_hosts": (self.address,),
+                "logic_schemes": ("http",),
                 "AWS_ENDPOINT_URL": self.endpoints.aws_endpoint_url,
                 "AWS_REGION": self.endpoints.aws_region,
             }
@@ -188,6 +190,8 @@ class Yard:
             "RUNNER_BUCKET": self.settings.bucket,
             "RUNNER_QUEUE_PREFIX": self.settings.queue_prefix,
             "RUNNER_SOURCE_HOSTS": self.ground.address,
+            "RUNNER_LOGIC_HOSTS": self.ground.address,
+            "RUNNER_LOGIC_SCHEMES": "http",
             "RUNNER_LEASE_S": str(self.lease_s),
             "AWS_ENDPOINT_URL": at.aws_endpoint_url,
             "AWS_ACCESS_KEY_ID": at.aws_access_key_id,

@@ -11,8 +11,8 @@ from runner.model.manifest import Manifest, State
 from runner.model.spec import JobSpec
 from tests.support.flow_world import At, Tap, Turn, World, assert_once_and_true, incremental, load, transform
 
-BEFORE_A_JOB = ("ledger.now", "objects.check", "queue.receive")
-"""No message is taken while a service is away."""
+BEFORE_A_JOB = ("engine.prepare", "ledger.now", "objects.check", "queue.receive")
+"""No message is taken where no job could run, nor while a service is away."""
 RECEIVED = At("after", "queue.receive")
 CLAIMED = At("after", "ledger.claim")
 PINNED = At("after", "ledger.pin")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from runner.model.manifest import State
-from runner.model.names import is_table, manifest_key
+from runner.model.names import is_table, log_key, manifest_key
 from runner.ports import Read
 from tests.flow.moments import ends_well
-from tests.support.documents import COMMIT
+from tests.support.documents import COMMIT, job_spec
 from tests.support.flow_world import DELAYS, ROUTES, Tap, Turn, World, load, transform
 
 
@@ -38,6 +38,28 @@ def test_the_steps_come_in_the_order_of_the_protocol(world: World) -> None:
         "objects.put_file": 2,
         "tables.commit": 2,
     }
+
+
+def test_what_a_plan_is_made_for_is_loaded_once_for_plan_and_commit(world: World) -> None:
+    tap = Tap()
+
+    world.run(transform(), tap)
+
+    since = tap.calls[tap.calls.index("engine.execute") :]
+    assert [call for call in since if call.startswith("tables.")] == ["tables.load"] * 2 + ["tables.commit"] * 2
+    assert since.index("tables.load") < since.index("ledger.plan") < since.index("tables.commit")
+
+
+def test_a_run_asks_for_nothing_that_it_has_no_use_for(world: World) -> None:
+    """Without a table to publish it takes none, without an input it pins none, and where its own log is it knows."""
+    tap, spec = Tap(), job_spec("extract")
+
+    manifest = world.run(spec, tap)
+
+    assert not {"ledger.lease", "ledger.pin", "objects.exists"} & set(tap.calls)
+    assert [each.log for each in manifest.attempts] == [world.objects.uri(log_key(spec.run_id, 1))]
+    assert world.objects.exists(log_key(spec.run_id, 1))
+    assert ends_well(world, spec).pins == ()
 
 
 def test_all_files_are_up_before_the_plan_and_nothing_is_committed_before_it(world: World) -> None:

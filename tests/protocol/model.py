@@ -50,6 +50,7 @@ NONE_LANDED = (0,) * len(TABLES)
 EPOCH = 100
 STATELESS = -1
 NOT_LOADED = -1
+NONE_LOADED = (NOT_LOADED,) * len(TABLES)
 NO_PLAN = Plan(0, (), ())
 NO_MANIFEST = Manifest("", 0, (), ())
 
@@ -88,6 +89,8 @@ class Worker(NamedTuple):
     settling: bool = False
     pins: tuple[int, ...] = ()
     plan: Plan = NO_PLAN
+    looked: tuple[int, ...] = NONE_LOADED
+    """For each table the newest snapshot in the handle that it loaded for its plan, where it has that one still."""
     output: int = 0
     """The place of the output that it is at."""
     seen: int = NOT_LOADED
@@ -355,6 +358,10 @@ def _execute(scenario: Scenario, now: State, worker: Worker) -> Steps:
 
 def _plan(scenario: Scenario, now: State, worker: Worker) -> Steps:
     row, who = now.rows[worker.run], _who(scenario, worker)
+    if worker.looked == NONE_LOADED:
+        then = worker._replace(looked=tuple(len(each) for each in now.tables))
+        yield Step("plan", f"{who} has loaded what it is to commit to"), _after(now, worker, then)
+        return
     if not _is_mine(scenario, now, worker):
         yield _lost(scenario, now, worker, "plan")
         return
@@ -362,7 +369,7 @@ def _plan(scenario: Scenario, now: State, worker: Worker) -> Steps:
         then = worker._replace(next="look", why="cancelled")
         yield Step("plan", f"{who} hears that the run is to be cancelled"), _after(now, worker, then)
         return
-    made = Plan(worker.epoch * EPOCH + worker.attempt, worker.pins, tuple(len(each) for each in now.tables))
+    made = Plan(worker.epoch * EPOCH + worker.attempt, worker.pins, worker.looked)
     in_force = row.plan if row.plan.made_by and scenario.has("first_plan_wins") else made
     says = (
         f"{who} stores its plan" if in_force is made else f"{who} gets the plan of attempt {in_force.made_by % EPOCH}"
@@ -372,7 +379,7 @@ def _plan(scenario: Scenario, now: State, worker: Worker) -> Steps:
 
 
 def _commit(scenario: Scenario, now: State, worker: Worker) -> Steps:
-    """Two steps for each output: the look at the table, and the commit to what was loaded."""
+    """Two steps for each output: the look at the table, loaded now or for the plan, and the commit to what it was."""
     outputs = _in_order(scenario, worker.run)
     output, plan, who = outputs[worker.output], worker.plan, _who(scenario, worker)
     place = output.table
@@ -389,6 +396,8 @@ def _commit(scenario: Scenario, now: State, worker: Worker) -> Steps:
         return _past(there, outputs, "commit", then="decide")
 
     if worker.seen == NOT_LOADED:
+        if worker.looked[place] != NOT_LOADED:
+            table = table[: worker.looked[place]]
         own = _first_landed(table, worker.run)
         is_own_plans = bool(own) and _is_of_plan(scenario, table[own - 1], plan)
         if own and (scenario.has("adopt_own") if is_own_plans else not scenario.has("refuse_other_plan")):
@@ -408,7 +417,8 @@ def _commit(scenario: Scenario, now: State, worker: Worker) -> Steps:
     elif now.refusing[place]:
         yield so(f"is refused by {name}", failed("refused")._replace(output=worker.output))
     elif scenario.has("compare_and_swap") and worker.seen != len(table):
-        yield so(f"loses the race for {name}", worker._replace(seen=NOT_LOADED))
+        anew = worker._replace(seen=NOT_LOADED, looked=_placed(worker.looked, place, NOT_LOADED))
+        yield so(f"loses the race for {name}", anew)
     else:
         snapshot = Snapshot("run", worker.run, plan.made_by, plan.states[place])
         number, tables = len(table) + 1, _placed(now.tables, place, (*table, snapshot))

@@ -118,18 +118,23 @@ _TEXT = st.text(max_size=12)
 _NAMES = st.text(st.characters(exclude_categories=("C", "Z"), exclude_characters="."), min_size=1, max_size=8)
 _RELATIONS = _NAMES | st.builds("{}.{}".format, _NAMES, _NAMES)
 _PATHS = st.lists(IDENTIFIERS, min_size=1, max_size=3).map("/".join)
-_VARS = st.dictionaries(
-    _TEXT, _TEXT | st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False), max_size=3
+_SECRETS = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,5}(/[A-Za-z0-9_]{1,3})?", fullmatch=True).map(
+    lambda name: {"secret": name}
 )
+_VARS = st.dictionaries(
+    _TEXT,
+    _TEXT | st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | _SECRETS,
+    max_size=3,
+)
+_TEXT_WITHOUT_NUL = _TEXT.filter(lambda text: "\0" not in text)
 _FORMATS = st.one_of(
     st.fixed_dictionaries(
         {"type": st.just("csv")},
-        optional={"delimiter": st.sampled_from(",;|\t"), "nulls": st.lists(_TEXT, max_size=3)},
+        optional={"delimiter": st.sampled_from(",;|\t"), "nulls": st.lists(_TEXT_WITHOUT_NUL, max_size=3)},
     ),
     st.just({"type": "jsonl"}),
     st.just({"type": "parquet"}),
 )
-_ENV_TEXT = _TEXT.filter(lambda text: "\0" not in text)
 _SELECTORS = _TEXT.filter(lambda text: text != "" and not text.startswith("-"))
 _STEPS = st.lists(
     st.fixed_dictionaries(
@@ -186,7 +191,9 @@ _STAGES: dict[str, st.SearchStrategy[Mapping[str, Any]]] = {
                 {"kind": st.just("dbt"), "steps": _STEPS},
                 optional={
                     "vars": _VARS,
-                    "env": st.dictionaries(st.from_regex("MY_[A-Za-z0-9_]*", fullmatch=True), _ENV_TEXT, max_size=2),
+                    "env": st.dictionaries(
+                        st.from_regex("MY_[A-Za-z0-9_]*", fullmatch=True), _TEXT_WITHOUT_NUL | _SECRETS, max_size=2
+                    ),
                     "target": IDENTIFIERS,
                     "schema": st.sampled_from(["main", "dev"]),
                     "database": st.sampled_from(["warehouse", "dbt_of_theirs"]),
@@ -216,7 +223,7 @@ _STAGES: dict[str, st.SearchStrategy[Mapping[str, Any]]] = {
 
 _OPTIONAL: dict[str, st.SearchStrategy[Any]] = {
     "pipeline_run": st.none() | st.uuids().map(str),
-    "params": st.dictionaries(IDENTIFIERS, _TEXT, max_size=3),
+    "params": st.dictionaries(IDENTIFIERS, _TEXT | _SECRETS, max_size=3),
     "labels": st.dictionaries(IDENTIFIERS, _TEXT, max_size=3),
     "resources": st.fixed_dictionaries(
         {},

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import io
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
+from runner.engines.input_file import InputFile
 from runner.model.errors import DataError
 from runner.model.messages import Job, JobInput, JobOutput, Stamp
 from runner.model.spec import QueryWork, Resources, Work
 
 STAMP = Stamp(logic_commit="a" * 40, run_id=UUID(int=1), processed_at=datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC))
-
-
-class _File(io.FileIO):
-    def __del__(self) -> None:
-        """DuckDB drops files without closing them, of which Python would warn."""
-        self.close()
 
 
 class LocalInputs:
@@ -28,17 +23,19 @@ class LocalInputs:
     def __init__(self, files: Mapping[str, Path]) -> None:
         """`files` by URI, as a job names them."""
         self._files = dict(files)
+        self.secrets: Mapping[str, str] = {}
         self.opened_before_primed: list[str] = []
         self.opened: list[str] = []
         """URIs in the order in which the logic opened them, each as often as it did."""
         self.said: list[str] = []
         self._is_primed = False
 
-    def open(self, uri: str) -> io.FileIO:
+    def open(self, uri: str) -> InputFile:
         (self.opened if self._is_primed else self.opened_before_primed).append(uri)
         if uri not in self._files:
             raise DataError(f"{uri}: expected a file of a declared input, got another", subject=uri)
-        return _File(self._files[uri], "rb")
+        path = self._files[uri]
+        return InputFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC), path.stat().st_size)
 
     def primed(self) -> None:
         self._is_primed = True

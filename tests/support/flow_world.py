@@ -51,7 +51,7 @@ from runner.worker import Outcome, Worker
 from tests.support.documents import COMMIT, job_spec
 from tests.support.packages import NoPackages
 from tests.support.tapped import Tapped
-from tests.support.twins import MemoryLedger, MemoryObjects, MemoryQueue, MemoryTables, TestClock
+from tests.support.twins import MemoryLedger, MemoryObjects, MemoryQueue, MemorySecrets, MemoryTables, TestClock
 
 FAR_FROM_ANY_BEAT_S = 3600.0
 """Heartbeats run on the machine's time, the tests on their own: unless a test is about them, none comes."""
@@ -223,15 +223,30 @@ class ScriptedEngine:
         self.script: list[Turn] = []
         self.jobs: list[Job] = []
         """What it was asked to do, execution after execution."""
+        self.secrets: Mapping[str, str] = {}
+        """What the last execution was given."""
+        self.prepared = False
         self._stopped = Event()
 
     def stop(self) -> None:
         self._stopped.set()
 
+    def prepare(self) -> None:
+        self.prepared = True
+
+    def close(self) -> None:
+        self.prepared = False
+
     def execute(
-        self, job: Job, *, served: Mapping[str, Sequence[ServedFile]], say: Callable[[Progress], None]
+        self,
+        job: Job,
+        *,
+        served: Mapping[str, Sequence[ServedFile]],
+        secrets: Mapping[str, str],
+        say: Callable[[Progress], None],
     ) -> Execution:
         self.jobs.append(job)
+        self.secrets = secrets
         turn = self.script.pop(0) if self.script else Turn()
         say(Progress(message=f"execution {len(self.jobs)}"))
         content = turn.content or f"execution {len(self.jobs)}"
@@ -319,6 +334,7 @@ class World:
         self.logic = FakeLogic({COMMIT: {"dbt_project.yml": "name: flights"}})
         self.engine = ScriptedEngine()
         self.packages = NoPackages()
+        self.secrets = MemorySecrets()
         self._scratch = scratch
         self._workers = 0
         self.publish("staging.flights")
@@ -347,6 +363,7 @@ class World:
             objects=objects,
             logic=cast(LogicSource, Tapped(tap, "logic", self.logic)),
             packages=self.packages,
+            secrets=self.secrets,
             datasets=lambda name: tables if is_table(name) else S3Prefixes(objects, self.clock),
             engine=lambda stage: engine,
             production_ref=PRODUCTION,

@@ -13,8 +13,9 @@ from typing import Any
 from uuid import uuid4
 
 import duckdb
+from pyarrow.fs import LocalFileSystem
 from pyiceberg.io import FileIO, InputFile, OutputFile
-from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyiceberg.io.pyarrow import PyArrowFile
 
 from runner.adapters.iceberg_tables import IcebergTables
 from runner.engines import scratch
@@ -30,15 +31,16 @@ from tests.support.engine_inputs import LocalInputs
 class FolderIO(FileIO):
     """pyiceberg's files of `s3://lake/` in a folder: the tables are real, S3 is not needed for them."""
 
-    _disk = PyArrowFileIO()
+    _disk = LocalFileSystem()
 
     def new_input(self, location: str) -> InputFile:
-        return self._disk.new_input(str(self._path(location)))
+        return PyArrowFile(location, str(self._path(location)), self._disk)
 
     def new_output(self, location: str) -> OutputFile:
+        # Under its name in the lake: that is what the tables' own files call it.
         path = self._path(location)
         path.parent.mkdir(parents=True, exist_ok=True)
-        return self._disk.new_output(str(path))
+        return PyArrowFile(location, str(path), self._disk)
 
     def delete(self, location: str | InputFile | OutputFile) -> None:
         self._path(location if isinstance(location, str) else location.location).unlink()

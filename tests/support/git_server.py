@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
+import ssl
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
@@ -107,15 +109,29 @@ class Cut:
         self.release = Event()
 
 
-class GitServer:
-    """Serves the bare repositories `<root>/<name>.git` as `http://127.0.0.1:<port>/<name>.git`."""
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Nothing: a client that hangs up in the middle is what some tests are about."""
 
-    def __init__(self, root: Path) -> None:
+
+class GitServer:
+    """Serves the bare repositories `<root>/<name>.git` as `http://127.0.0.1:<port>/<name>.git`, or by https."""
+
+    def __init__(self, root: Path, *, tls: ssl.SSLContext | None = None) -> None:
         self.root = root
         self.fetches = 0
+        self.asked: list[tuple[str, str | None]] = []
+        """Path and Authorization header of every request."""
         self.status: int | None = None
         """If set, every request is answered with it."""
+        self.redirect: str | None = None
+        """If set, every request is answered with a redirect to this and the request's own path."""
+        self.password: str | None = None
+        """If set, every request needs it."""
+        self.instead: Callable[[BaseHTTPRequestHandler], None] | None = None
+        """If set, it answers every request (that brings the password)."""
         self.cut: Cut | None = None
+        self._scheme = "https" if tls else "http"
         server = self
 
         class Answer(BaseHTTPRequestHandler):
@@ -128,7 +144,9 @@ class GitServer:
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing: pytest shows what a test prints."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self._http = _Server(("127.0.0.1", 0), Answer)
+        if tls:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
         self._thread = Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.01})
 
     def __enter__(self) -> Self:
@@ -151,12 +169,36 @@ class GitServer:
         return Repository(self.root / f"{name}.git")
 
     def url(self, name: str = "logic") -> str:
-        return f"http://127.0.0.1:{self._http.server_port}/{name}.git"
+        return f"{self._scheme}://{self.address}/{name}.git"
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._http.server_port}"
+
+    def passwords(self) -> list[str]:
+        """The user and password of each request that brought them."""
+        said = [header for _, header in self.asked if header]
+        return [base64.b64decode(header.removeprefix("Basic ")).decode() for header in said]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        authorization = request.headers.get("Authorization")
+        self.asked.append((request.path, authorization))
+        if self.redirect is not None:
+            request.send_response(302)
+            request.send_header("Location", self.redirect + request.path)
+            request.end_headers()
+            return
         if self.status is not None:
             request.send_error(self.status)
+            return
+        if self.password is not None and not (authorization and self.passwords()[-1].endswith(f":{self.password}")):
+            request.send_response(401)
+            request.send_header("WWW-Authenticate", 'Basic realm="git"')
+            request.end_headers()
+            return
+        if self.instead is not None:
+            self.instead(request)
             return
         self.fetches += b"command=fetch" in body
         head, _, content = self._backend(request, body).partition(b"\r\n\r\n")
@@ -165,6 +207,8 @@ class GitServer:
         request.send_response(status)
         for name, value in headers:
             request.send_header(name, value)
+        if not self.cut:
+            request.send_header("Content-Length", str(len(content)))
         request.end_headers()
         if self.cut and b"PACK" in content:
             request.wfile.write(content[: len(content) // 2])

@@ -126,6 +126,8 @@ def make_site(folder: Path, *, ledger_url: str, aws_endpoint_url: str, name: str
         "RUNNER_BUCKET": f"lake-{name}",
         "RUNNER_QUEUE_PREFIX": f"{name}-",
         "RUNNER_SOURCE_HOSTS": address,
+        "RUNNER_LOGIC_HOSTS": "127.0.0.1",
+        "RUNNER_LOGIC_SCHEMES": "http",
         "RUNNER_PACKAGE_HUB": f"http://{address}",
         "RUNNER_PACKAGE_HOSTS": address,
         "AWS_ENDPOINT_URL": aws_endpoint_url,

@@ -215,8 +215,15 @@ class MemoryObjects:
     def check(self) -> None:
         """It always answers."""
 
-    def get(self, key: str) -> bytes | None:
-        return self._objects.get(key)
+    def get(self, key: str, *, at_most: int | None = None) -> bytes | None:
+        body = self._objects.get(key)
+        if body is not None and at_most is not None and len(body) > at_most:
+            raise DataError(f"object {self.uri(key)}: expected at most {at_most:,} bytes, got {len(body):,}")
+        return body
+
+    def get_range(self, key: str, start: int, end: int) -> bytes | None:
+        body = self._objects.get(key)
+        return None if body is None else body[start:end]
 
     def put(self, key: str, body: bytes) -> None:
         self._objects[key] = bytes(body)
@@ -237,6 +244,24 @@ class MemoryObjects:
         if key not in self._objects:
             raise FileNotFoundError(self.uri(key))
         path.write_bytes(self._objects[key])
+
+
+# ---------------------------------------------------------------- secrets
+
+
+class MemorySecrets:
+    """`Secrets` in memory. What is put counts at once: it holds no values back as the adapter may."""
+
+    def __init__(self, texts: Mapping[str, str] | None = None) -> None:
+        self._texts = dict(texts or {})
+
+    def put(self, name: str, text: str) -> None:
+        self._texts[name] = text
+
+    def get(self, name: str, *, fresh: bool = False) -> str:
+        if name not in self._texts:
+            raise SpecError(f"secret {name[:60]!r}: expected one of that name, got none", subject=name[:60])
+        return self._texts[name]
 
 
 # ---------------------------------------------------------------- tables

@@ -21,6 +21,7 @@ from runner.model.hosts import HostRules
 from runner.model.manifest import Manifest
 from runner.model.pipeline import parse_pipeline
 from runner.model.policy import POLICY, exit_code
+from runner.model.redaction import LONGEST_SECRET, SHORTEST_SECRET
 from runner.model.spec import (
     CsvFormat,
     DbtStep,
@@ -32,6 +33,7 @@ from runner.model.spec import (
     LoadWork,
     ParquetFormat,
     QueryWork,
+    SecretRef,
     Source,
     Stage,
     parse_spec,
@@ -181,6 +183,18 @@ def test_the_pipeline_file_is_one_and_begins_like_the_sample() -> None:
     assert params == pipeline.params
     lines = (ROOT / "dbt/pipelines/flights.yaml").read_text("utf-8").splitlines()
     assert set(text.splitlines()) <= set(lines)
+
+
+def test_the_pipeline_with_secrets_is_one_and_the_limits_are_the_codes() -> None:
+    pipeline, params = parse_pipeline(
+        example("spec-and-manifest.md", "pipeline: secret").encode(), what="example", params={}
+    )
+    (stage,) = pipeline.stages
+    assert isinstance(stage.work, DbtWork)
+    assert stage.work.env == {"API_TOKEN": params["token"], "MODE": "full"}
+    assert stage.work.vars == {"signing_key": SecretRef(secret="prices/signing-key")}
+    told = section("spec-and-manifest.md", "## Secrets")
+    assert f"has not {SHORTEST_SECRET} to {LONGEST_SECRET:,} characters ends the run as `spec`" in told
 
 
 def test_the_manifest_is_one_and_its_spec_has_the_hash_that_it_states() -> None:

@@ -150,11 +150,11 @@ def test_plain_lines_and_odd_ones_are_the_records_that_the_csv_module_has(
         records.BLOCK_BYTES = before
 
 
-@settings(max_examples=50, deadline=None)
-@given(content=CONTENT)
-def test_a_delimiter_that_is_no_byte_is_read_one_by_one(content: bytes) -> None:
-    content = content.replace(b",", "·".encode())
-    assert by_the_engine(content, 2, delimiter="·") == by_the_csv_module(content, 2, delimiter="·")
+@settings(max_examples=100, deadline=None)
+@given(content=CONTENT, delimiter=st.sampled_from("·\0"))
+def test_a_delimiter_that_arrow_does_not_know_is_read_one_by_one(content: bytes, delimiter: str) -> None:
+    content = content.replace(b",", delimiter.encode())
+    assert by_the_engine(content, 2, delimiter=delimiter) == by_the_csv_module(content, 2, delimiter=delimiter)
 
 
 @settings(max_examples=60, deadline=None)

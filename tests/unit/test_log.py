@@ -6,23 +6,26 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.log import JsonLines, PlainText, bound_to_run, configure, logger, printable
+from runner.log import JsonLines, PlainText, bound_to_run, configure, hide, logger, printable
+from runner.model.redaction import Redaction
 from tests.support.documents import run_id
 
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    before = list(logger.handlers), logger.level, logger.propagate
+    before = list(logger.handlers), list(logger.filters), logger.level, logger.propagate
     logger.propagate = False
     yield
-    logger.handlers[:], logger.level, logger.propagate = before
+    logger.handlers[:], logger.filters[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture
@@ -115,6 +118,63 @@ def test_any_message_is_one_json_object_on_one_line(message: str) -> None:
     assert len(line.encode(errors="backslashreplace").splitlines()) == 1
     assert json.loads(line)["message"] == message
     assert not any(ord(char) < 0x20 for char in line)
+
+
+# ---------------------------------------------------------------- secrets
+
+TOKEN = "hunter2\thunter2"
+SECRETS = Redaction({"api/token": TOKEN})
+
+
+class _Status(logging.Handler):
+    """Like a terminal's: it takes the message, and no formatter comes in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_from_hiding_on_no_handler_gets_a_secret(
+    path: Path, log_format: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure(log_format)
+    status = _Status()
+    logger.addHandler(status)
+    with bound_to_run(path, task="marts"):
+        hide(SECRETS)
+        logger.info("SELECT '%s' of %d", TOKEN, 3)
+        logger.error("failed with %r", TOKEN, exc_info=raised(f"no column {TOKEN}"))
+    assert status.said == ["SELECT '[secret api/token]' of 3", "failed with '[secret api/token]'"]
+    (first, second) = lines(path)
+    assert (first["message"], first["task"]) == ("SELECT '[secret api/token]' of 3", "marts")
+    assert second["traceback"].startswith("Traceback (most recent call last):")
+    assert second["traceback"].endswith("ValueError: no column [secret api/token]")
+    terminal = capsys.readouterr().err
+    assert terminal.count("[secret api/token]") == 3
+    assert "hunter2" not in terminal + path.read_text()
+
+
+def test_other_threads_say_no_secret_either(path: Path) -> None:
+    with bound_to_run(path):
+        hide(SECRETS)
+        thread = Thread(target=lambda: logger.warning("heartbeat: %s", TOKEN))
+        thread.start()
+        thread.join()
+    assert [line["message"] for line in lines(path)] == ["heartbeat: [secret api/token]"]
+
+
+def test_what_one_run_hides_the_next_one_may_say(path: Path, tmp_path: Path) -> None:
+    with suppress(ValueError), bound_to_run(path):
+        hide(SECRETS)
+        raise ValueError
+    with bound_to_run(tmp_path / "two.jsonl"):
+        hide(Redaction({"other": "something else"}))
+        logger.info("%s", TOKEN)
+    assert [line["message"] for line in lines(tmp_path / "two.jsonl")] == [TOKEN]
 
 
 # ---------------------------------------------------------------- for people

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from runner.model.errors import SpecError
 from runner.model.pipeline import PipelineFile, load_yaml, parse_pipeline
-from runner.model.spec import DbtWork, ExtractWork, JobSpec, Logic, parse_spec
+from runner.model.spec import DbtWork, ExtractWork, JobSpec, Logic, SecretRef, parse_spec
 from runner.model.strict import MAX_DOCUMENT_BYTES
 from tests.support.documents import COMMIT, run_id
 
@@ -257,6 +257,71 @@ def test_a_short_file_cannot_stand_for_gigabytes() -> None:
     variables = {str(number): "${long}" for number in range(2000)}
     raw = file(dbt("a", [], ["x.a"], vars=variables), params={"long": "x" * 20_000})
     assert refusal(raw) == "expected at most 1,048,576 characters from params, got more"
+
+
+# ---------------------------------------------------------------- parameters that are secrets
+
+SECRET = {"token": {"secret": "api/token"}, "year": "2013"}
+
+
+def test_a_secret_takes_the_place_of_a_whole_value_in_env_and_vars() -> None:
+    given_ = {"env": {"TOKEN": "${token}", "YEAR": "${year}"}, "vars": {"a.b": "${token}", "c": "$${token}"}}
+    (spec,) = specs(file(dbt("a", [], ["x.a"], **given_), params=SECRET))
+    assert isinstance(spec.work, DbtWork)
+    assert spec.work.env == {"TOKEN": SecretRef(secret="api/token"), "YEAR": "2013"}
+    assert spec.work.vars == {"a.b": SecretRef(secret="api/token"), "c": "${token}"}
+    assert spec.params == {"token": SecretRef(secret="api/token"), "year": "2013"}
+    assert spec.secrets == ("api/token",)
+    assert parse_spec(spec.to_json()) == spec
+
+
+def test_a_secret_may_be_named_where_it_is_given_and_its_name_be_made_of_parameters() -> None:
+    work = {"env": {"TOKEN": {"secret": "${team}/token"}}}
+    (spec,) = specs(file(dbt("a", [], ["x.a"], **work), params={"team": "ops"}), team="dev")
+    assert spec.secrets == ("dev/token",)
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [
+        (dbt("a", [], ["x.a"], env={"URL": "https://x/?k=${token}"}), "stages[0].work.env.URL"),
+        (dbt("a", [], ["x.a"], vars={"t": "${year}${token}"}), "stages[0].work.vars.t"),
+        (dbt("a", [], ["x.a"], env={"T": {"secret": "${token}"}}), "stages[0].work.env.T.secret"),
+        (dbt("a", [], ["x.a"], target="${token}"), "stages[0].work.target"),
+        (
+            dbt("a", [], ["x.a"], steps=[{"command": "build", "select": ["${token}"]}]),
+            "stages[0].work.steps[0].select[0]",
+        ),
+        ({**dbt("a", [], ["x.a"]), "labels": {"t": "${token}"}}, "stages[0].labels.t"),
+        ({**dbt("a", [], ["x.a"]), "env": {"t": "${token}"}}, "stages[0].env.t"),
+        (dbt("${token}", [], ["x.a"]), "stages[0].task"),
+        (extract("a", "landing/a", url="https://x/${token}"), "stages[0].work.sources[0].url"),
+        ("${token}", "stages[0]"),
+    ],
+)
+def test_a_secret_stands_nowhere_else(stage: Any, field: str) -> None:
+    assert refusal(file(stage, params=SECRET)) == f"{field}: expected a text without secrets, got '${{token}}'"
+
+
+def test_no_text_takes_a_secrets_place_where_a_pipeline_is_launched() -> None:
+    raw = file(dbt("a", [], ["x.a"], env={"TOKEN": "${token}"}), params=SECRET)
+    assert refusal(raw, token="hunter2hunter2") == (
+        "params.token: expected the file's own value, as that is a secret, got a text"
+    )
+
+
+@pytest.mark.parametrize(
+    ("param", "message"),
+    [
+        ({"secret": "../x"}, "params.token.secret: expected a secret's name "),
+        ({"secret": 1}, "params.token.secret: expected a valid string, got 1"),
+        ({"secrets": "x"}, "params.token.secret: expected a value, got none"),
+        ({}, "params.token.secret: expected a value, got none"),
+        ({"secret": "x", "version": "2"}, "params.token.version: expected no such key, got '2'"),
+    ],
+)
+def test_a_reference_that_is_not_exact_is_refused_by_its_field(param: Any, message: str) -> None:
+    assert refusal(file(dbt("a", [], ["x.a"]), params={"token": param})).startswith(message)
 
 
 # ---------------------------------------------------------------- YAML

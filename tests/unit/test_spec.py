@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runner.model.errors import Category, SpecError
-from runner.model.spec import WORK_OF_STAGE, DbtWork, JobSpec, Stage, parse_spec
+from runner.model.spec import WORK_OF_STAGE, DbtWork, JobSpec, SecretRef, Stage, parse_spec
 from runner.model.strict import MAX_DOCUMENT_BYTES
 from tests.support.documents import job_spec, job_specs, spec_document, spec_documents
 
@@ -433,6 +433,60 @@ def test_no_input_can_be_called_as_a_state_is() -> None:
     assert "expected none that names a state" in refusal(inputs=inputs).message
 
 
+# ---------------------------------------------------------------- secrets
+
+
+@pytest.mark.parametrize("name", ["a", "A", "0", "_", "api/token", "team.a/b-c_d.e", "a.b", "x" * 200])
+def test_a_secret_is_named_in_params_env_and_vars(name: str) -> None:
+    secret = {"secret": name}
+    spec = job_spec(params={"token": secret, "b": "x"}, work=dbt(env={"T": secret, "U": "x"}, vars={"v": secret}))
+    assert isinstance(spec.work, DbtWork)
+    assert spec.params["token"] == spec.work.env["T"] == spec.work.vars["v"] == SecretRef(secret=name)
+    assert spec.secrets == (name,)
+    assert json.loads(spec.to_json())["work"]["env"] == {"T": secret, "U": "x"}
+
+
+def test_the_secrets_of_a_spec_are_those_that_its_work_is_given_each_once() -> None:
+    assert job_spec(params={"token": {"secret": "unused"}}).secrets == ()
+    assert job_spec("query").secrets == ()
+    given = {"env": {"A": {"secret": "b"}, "B": {"secret": "a"}}, "vars": {"c": {"secret": "b"}, "d": "c", "e": 1}}
+    assert job_spec(work=dbt(**given)).secrets == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "a b", "a\n", "/a", "a/", "a//b", "../a", "a/../b", "a..b", ".a", "-a", "a/.b", "a:b", "é", "x" * 201],
+)
+def test_a_secret_of_another_name_is_refused(name: str) -> None:
+    error = refusal(work=dbt(env={"T": {"secret": name}}))
+    assert error.message.startswith("job spec: work.env.T.secret: expected a secret's name (")
+    assert error.subject == "work.env.T.secret"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"params": {"t": {"secret": 1}}}, "params.t.secret: expected a valid string, got 1"),
+        ({"params": {"t": {}}}, "params.t.secret: expected a value, got none"),
+        ({"params": {"t": {"secret": "a", "key": "b"}}}, "params.t.key: expected no such key, got 'b'"),
+        ({"params": {"t": 1}}, "params.t: expected a valid string, got 1"),
+        ({"labels": {"t": {"secret": "a"}}}, "labels.t: expected a valid string, got dict"),
+        ({"work": dbt(env={"T": {"Secret": "a"}})}, "work.env.T.secret: expected a value, got none (and 1 more)"),
+        ({"work": dbt(env={"T": ["a"]})}, "work.env.T: expected a valid string, got list"),
+        (
+            {"work": dbt(env={"PATH": {"secret": "a"}})},
+            "work.env: expected a variable that the project reads, got PATH",
+        ),
+        ({"work": dbt(vars={"t": {"secret": None}})}, "work.vars.t.secret: expected a valid string, got NoneType"),
+        ({"work": dbt(target={"secret": "a"})}, "work.target: expected a valid string, got dict"),
+    ],
+)
+def test_a_secret_that_is_not_exact_or_stands_elsewhere_is_refused_by_its_field(
+    given: dict[str, Any], message: str
+) -> None:
+    assert refusal(**given).message.startswith(f"job spec: {message}")
+
+
 # ---------------------------------------------------------------- reruns
 
 
@@ -506,8 +560,8 @@ def test_another_request_has_another_digest(change: dict[str, Any]) -> None:
 
 
 def test_values_that_python_takes_for_equal_are_different_requests() -> None:
-    digests = {job_spec(run_id=str(uuid4()), work=dbt(vars={"x": x})).work.digest() for x in (1, 1.0, True, "1")}
-    assert len(digests) == 4
+    values = (1, 1.0, True, "1", {"secret": "1"})
+    assert len({job_spec(work=dbt(vars={"x": x})).work.digest() for x in values}) == 5
 
 
 @settings(deadline=None, max_examples=300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
@@ -136,7 +137,7 @@ def number_literal(stated: object, kind: str) -> str | None:
     if not number.is_finite():
         return None
     if kind == "DOUBLE":
-        return f"CAST({literal(repr(stated))} AS DOUBLE)"
+        return f"CAST({literal(repr(stated))} AS DOUBLE)" if abs(number) <= Decimal(sys.float_info.max) else None
     text = f"{number:f}"
     before, _, after = text.lstrip("-").partition(".")
     after = after.rstrip("0")

@@ -23,6 +23,8 @@ _PROPERTY = re.compile(r"\$?\{property\}|\$\{column\}")
 _CLASSES = {"CONJUNCTION", "COMPARISON", "OPERATOR", "FUNCTION", "COLUMN_REF", "CONSTANT", "BETWEEN", "CASE", "CAST"}
 _OF_THE_SESSION = {"current_setting", "getvariable", "version", "current_user", "current_role"}
 """What DuckDB calls consistent, and depends on more than the row."""
+_DEEPEST = 100
+"""Expressions in expressions. DuckDB takes seconds for some hundreds, and Python cannot read its tree of a thousand."""
 
 
 class UnknownSqlError(Exception):
@@ -51,10 +53,11 @@ def row_condition(
     node = _select(connection, sql)
     owner = _owner(node, table)
     condition = node["where_clause"]
+    nodes = list(_nodes(condition))
     functions = _functions(connection)
     places = {name.lower(): index for index, (name, _) in enumerate(columns)}
     words = _written(connection, condition)
-    for each in _nodes(condition):
+    for each in nodes:
         _check(each, functions)
         if each["class"] == "COLUMN_REF":
             names = each["column_names"]
@@ -76,8 +79,13 @@ def row_condition(
 
 
 def _select(connection: duckdb.DuckDBPyConnection, sql: str) -> dict[str, Any]:
-    row = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
-    tree = json.loads(row[0]) if row else {"error": True}
+    try:
+        row = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
+        tree = json.loads(row[0]) if row else {"error": True}
+    except duckdb.Error as exc:
+        raise UnknownSqlError(f"expected {FORM}, got: {_first_line(exc)}") from exc
+    except RecursionError as exc:
+        raise _too_deep() from exc
     if tree.get("error"):
         raise UnknownSqlError(f"expected {FORM}, got: {tree.get('error_message', 'no SELECT')}")
     statements = tree["statements"]
@@ -133,15 +141,23 @@ def _written(connection: duckdb.DuckDBPyConnection, condition: dict[str, Any]) -
 
 
 def _nodes(tree: object) -> Iterator[dict[str, Any]]:
-    """The expressions of a tree."""
-    if isinstance(tree, dict):
-        if "class" in tree:
-            yield tree
-        for each in tree.values():
-            yield from _nodes(each)
-    elif isinstance(tree, list):
-        for each in tree:
-            yield from _nodes(each)
+    """The expressions of a tree, each before those in it. Raises `UnknownSqlError` where it is too deep."""
+    waiting = [(tree, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        if isinstance(each, dict):
+            if "class" in each:
+                depth += 1
+                if depth > _DEEPEST:
+                    raise _too_deep()
+                yield each
+            waiting += [(part, depth) for part in reversed(each.values())]
+        elif isinstance(each, list):
+            waiting += [(part, depth) for part in reversed(each)]
+
+
+def _too_deep() -> UnknownSqlError:
+    return UnknownSqlError(f"expected at most {_DEEPEST} expressions in each other, got more")
 
 
 def _first_line(exc: duckdb.Error) -> str:

@@ -288,8 +288,10 @@ class _CsvFile:
             parts.append(rb'"')
         if returns and returns != block.count(b"\r\n"):
             parts.append(rb"\r(?!\n)")
-        if not self._delimiter.isascii() or not _is_utf8(block) or _has_long_line(block):
-            return _odd_one_by_one(block, every=not self._delimiter.isascii())
+        # Arrow cuts at a byte, and takes a NUL for none.
+        every = not self._delimiter.isascii() or self._delimiter == "\0"
+        if every or not _is_utf8(block) or _has_long_line(block):
+            return _odd_one_by_one(block, every=every)
         if not parts:
             return iter(())
         found = re.finditer(b"|".join(parts), block)

@@ -43,7 +43,7 @@ format: .venv/.stamp-dev ## Mend style and formatting where a tool can
 	@.venv/bin/ruff format --quiet
 
 bench: .venv/.stamp-dev .venv-emulator/.stamp ## All benchmarks, into benchmarks/results and docs/benchmarks.md
-	@missed=0; for each in publish_iceberg lineage contract_pass many_models broker_read table; do \
+	@missed=0; for each in publish_iceberg lineage contract_pass many_models broker_read warm_jobs table; do \
 	    PYTHONPATH=. .venv/bin/python -m benchmarks.$$each || missed=1; \
 	done; exit $$missed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
@@ -132,7 +133,9 @@ class _Calls:
         self._inputs.say(f"dbt {step.command} {' '.join(step.select)}".rstrip())
         listener = _Listener(self._project, self._inputs, self._secrets)
         arguments = self._project.step_arguments(step, partial_parse=self._project.take_parsed())
+        started = time.monotonic()
         result = call(arguments, listener)
+        self._inputs.say(f"dbt {step.command} took {time.monotonic() - started:.3f} s", level="debug")
         # `env()` raises where dbt came to no connection, which is no fault here.
         connection = getattr(getattr(DuckDBConnectionManager, "_ENV", None), "conn", None)
         # One that a fault has made unusable tells nothing; dbt's own results do.

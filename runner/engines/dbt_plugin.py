@@ -31,4 +31,5 @@ class Plugin(BasePlugin):
     def configure_connection(self, conn: DuckDBPyConnection) -> None:
         job, inputs, allowed = _serving[0]
         scratch.configure(conn, inputs, iceberg=scratch.reads_tables(job))
+        scratch.bound_spill(conn, job)
         lock(conn, allowed)

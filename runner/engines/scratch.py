@@ -68,10 +68,16 @@ def configure(connection: duckdb.DuckDBPyConnection, inputs: Inputs, *, iceberg:
     connection.execute("SET TimeZone = 'UTC'")
 
 
+def bound_spill(connection: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """By the job's disk. Of an open connection: what comes with its other settings is shown, and not held to (1.5)."""
+    connection.execute(f"SET max_temp_directory_size = '{job.resources.scratch_mib}MiB'")
+
+
 def connect(job: Job, inputs: Inputs, database: str = ":memory:") -> duckdb.DuckDBPyConnection:
     """A connection that has what the job's inputs and outputs need. It is not locked: see `runner.engines.lock`."""
     connection = duckdb.connect(database, config=settings(job))
     configure(connection, inputs, iceberg=reads_tables(job))
+    bound_spill(connection, job)
     return connection
 
 

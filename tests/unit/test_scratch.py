@@ -94,3 +94,11 @@ def test_to_warm_is_to_check_the_signatures(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(scratch, "_extension", lambda _: broken)
     with pytest.raises(duckdb.IOException, match="signature"):
         scratch.warm()
+
+
+def test_what_is_spilled_is_bounded_by_the_jobs_disk(tmp_path: Path) -> None:
+    small = job(tmp_path, 256).model_copy(update={"resources": Resources(memory_mib=256, scratch_mib=64)})
+    with scratch.connect(small, LocalInputs({})) as connection:
+        connection.execute("SET memory_limit = '64MiB'")
+        with pytest.raises(duckdb.OutOfMemoryException, match="max_temp_directory_size"):
+            connection.execute("CREATE TABLE t AS SELECT hash(range) AS a, hash(range + 1) AS b FROM range(40_000_000)")

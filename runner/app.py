@@ -34,7 +34,7 @@ from runner.leftovers import Leftovers
 from runner.log import logger
 from runner.model.errors import InfrastructureError
 from runner.model.hosts import HostRules
-from runner.model.manifest import Software
+from runner.model.manifest import Software, Walls
 from runner.model.names import is_table
 from runner.model.spec import WORK_OF_STAGE, Source, Stage
 from runner.ports import Engine, Ports
@@ -269,6 +269,15 @@ class App:
             cache=self.settings.cache,
             max_input_bytes=self.settings.input_cache_mib * 1024**2,
         )
+
+    @property
+    def walls(self) -> Walls:
+        """What would keep a job's code in here. Raises `InfrastructureError` where nothing would."""
+        from runner.sandbox.walls import require
+
+        support = require()
+        account = _account(self.settings.child_uids)
+        return Walls(landlock=support.landlock, account="own" if account else "worker")
 
     @cached_property
     def source_hosts(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -44,9 +44,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
         missing = [package for package in packages if find_spec(package) is None]
         found = "its packages are here" if not missing else f"missing {', '.join(missing)}"
         yield Finding(check=f"extra {extra}", ok=not missing, found=found, fix=f"pip install 'stage-runner[{extra}]'")
+    app = App(settings)
+    yield _tried("walls round jobs", lambda: str(app.walls))
     if settings.embedded:
         yield from _embedded(settings)
-    yield from _services(App(settings))
+    yield from _services(app)
 
 
 def _embedded(settings: Settings) -> Iterator[Finding]:
@@ -79,7 +81,11 @@ def _services(app: App) -> Iterator[Finding]:
         return ", ".join(f"{app.settings.queue_prefix}{stage.value} {depth}" for stage, depth in waiting.items())
 
     for name, check in (("ledger", ledger), ("bucket", bucket), ("queues", queues)):
-        try:
-            yield Finding(check=name, ok=True, found=check())
-        except RunnerError as error:
-            yield Finding(check=name, ok=False, found=error.message, fix=error.hint)
+        yield _tried(name, check)
+
+
+def _tried(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check=name, ok=True, found=check())
+    except RunnerError as error:
+        return Finding(check=name, ok=False, found=error.message, fix=error.hint)

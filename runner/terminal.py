@@ -237,10 +237,8 @@ def show_manifest(manifest: Manifest) -> None:
     if report.software:
         packages = ", ".join(f"{name} {version}" for name, version in sorted(report.software.packages.items()))
         facts.add_row("ran on", f"stage-runner {report.software.runner}, Python {report.software.python}, {packages}")
-        if walls := report.software.walls:
-            landlock = f"Landlock {walls.landlock}" if walls.landlock else "no Landlock"
-            account = "a user id of its own" if walls.account == "own" else "the worker's user id"
-            facts.add_row("ran behind", f"seccomp, {landlock}, {account}")
+        if report.software.walls:
+            facts.add_row("ran behind", str(report.software.walls))
     if spec.rerun:
         facts.add_row("repeats", str(spec.rerun.of))
     facts.add_row("attempts", ", ".join(f"{each.attempt} {each.outcome}" for each in manifest.attempts))

@@ -199,6 +199,11 @@ class Walls(Strict):
     account: Literal["own", "worker"]
     """Whether the code ran under a user id of its own, or the worker's."""
 
+    def __str__(self) -> str:
+        landlock = f"Landlock {self.landlock}" if self.landlock else "no Landlock"
+        account = "a user id of its own" if self.account == "own" else "the worker's user id"
+        return f"seccomp, {landlock}, {account}"
+
 
 class Software(Strict):
     runner: str

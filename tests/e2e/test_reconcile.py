@@ -154,7 +154,7 @@ def test_a_lost_message_comes_back_and_its_copies_double_no_row(site: Site) -> N
 
 def test_a_run_whose_worker_died_and_whose_message_is_gone_goes_on(site: Site) -> None:
     spec = append(site, "marts.died")
-    died = replace(site.app.ports, ledger=cast(Ledger, Dies(site.app.ledger, "pin")), worker="host:9")
+    died = replace(site.app.ports, ledger=cast(Ledger, Dies(site.app.ledger, "lease")), worker="host:9")
     killed_at(site, spec, died)
     assert drain(site) == [spec.run_id]
     told = site.json("reconcile", "--apply", "--only", "messages")

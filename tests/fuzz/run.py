@@ -62,16 +62,23 @@ def main() -> int:
         return 2
     from tests.fuzz.targets import CONTROL, SECRET, TARGETS
 
-    chosen = list(TARGETS) if asked.only is None else [name for name in (*TARGETS, CONTROL.name) if name == asked.only]
+    chosen = [each for each in (*TARGETS.values(), CONTROL) if each.name == asked.only]
+    if asked.only is None:
+        # The longest first, so that no processor waits for it at the end.
+        chosen = sorted(TARGETS.values(), key=lambda each: -each.share)
     if not chosen:
         _tell(f"--only: expected one of {', '.join(TARGETS)}, got {asked.only!r}")
         return 2
     at_once = min(asked.jobs or os.cpu_count() or 1, len(chosen))
-    each_s = max(1, asked.seconds * at_once // len(chosen))
-    _tell(f"{len(chosen)} targets, {at_once} at once, {each_s} s each; seed {asked.seed}")
+    share_s = asked.seconds * at_once / sum(each.share for each in chosen)
+    _tell(f"{len(chosen)} targets, {at_once} at once; seed {asked.seed}")
     with ThreadPoolExecutor(at_once) as pool:
         env = {**os.environ, "SECRET_OF_THE_ENVIRONMENT": SECRET}
-        fuzzed = list(pool.map(lambda name: _in_a_process(name, each_s, asked.keep, asked.seed, env), chosen))
+        fuzzed = list(
+            pool.map(
+                lambda each: _in_a_process(each.name, round(share_s * each.share), asked.keep, asked.seed, env), chosen
+            )
+        )
     _print(fuzzed)
     return 1 if any(each.inputs or each.reason for each in fuzzed) else 0
 

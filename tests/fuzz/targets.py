@@ -81,6 +81,8 @@ class Target:
     """Bytes of an input that is worth trying: what is longer takes longer and says no more."""
     head: int = 0
     """Bytes before the document, which say how it is to be read."""
+    share: int = 1
+    """Of the time of the long form: more where each input takes long."""
 
     def mutated(self, document: bytes, random: Random) -> bytes:
         """A hostile input, made of one that may be good. The same for the same `random`."""
@@ -551,9 +553,9 @@ def _json_document(data: bytes) -> None:
 
 _ALL = (
     Target(name="spec", read=_spec, seeds=seeds.SPECS, form="json"),
-    Target(name="pipeline", read=_pipeline, seeds=seeds.PIPELINES, form="yaml"),
+    Target(name="pipeline", read=_pipeline, seeds=seeds.PIPELINES, form="yaml", share=3),
     Target(name="params", read=_params, seeds=seeds.LAUNCHES, form="json"),
-    Target(name="contract", read=_contract, seeds=seeds.CONTRACTS, form="yaml"),
+    Target(name="contract", read=_contract, seeds=seeds.CONTRACTS, form="yaml", share=6),
     Target(name="letter", read=_letter, seeds=seeds.SPECS, form="json"),
     Target(name="message", read=_message, seeds=seeds.MESSAGES, form="json"),
     Target(name="frame", read=_frame, seeds=seeds.FRAMES, form="bytes", refuses=(EOFError,)),
@@ -563,9 +565,9 @@ _ALL = (
     Target(name="name", read=_name, seeds=seeds.NAMES, form="json"),
     Target(name="host", read=_host, seeds=seeds.HOSTS, form="json"),
     Target(name="address", read=_address, seeds=seeds.ADDRESSES, form="bytes", longest=512),
-    Target(name="dbt yaml", read=_dbt_yaml, seeds=seeds.DBT_PROJECTS, form="yaml"),
+    Target(name="dbt yaml", read=_dbt_yaml, seeds=seeds.DBT_PROJECTS, form="yaml", share=2),
     Target(name="dbt packages", read=_dbt_packages, seeds=seeds.DBT_PACKAGES, form="json"),
-    Target(name="dbt archive", read=_dbt_archive, seeds=seeds.ARCHIVES, form="json"),
+    Target(name="dbt archive", read=_dbt_archive, seeds=seeds.ARCHIVES, form="json", share=2),
     Target(name="csv", read=_csv, seeds=seeds.CSV_FILES, form="bytes", head=4),
     Target(name="json lines", read=_json_lines, seeds=seeds.JSON_LINES_FILES, form="lines of json", head=4),
     Target(name="json document", read=_json_document, seeds=seeds.JSON_FILES, form="json", head=4),

@@ -25,12 +25,14 @@ _SOCKET, _SECRETS = 3, 4
 """Where a child finds its descriptors, so that all others can be closed."""
 
 
-def live(start: Start, engine: ModuleType, account: Account | None, *descriptors: int) -> NoReturn:
+def live(start: Start, engine: ModuleType, account: Account | None, zygote: int, *descriptors: int) -> NoReturn:
     """All of a child's life. It never returns into the zygote's code, whatever happens."""
     code = 1
     try:
         _take_over(*descriptors)
         _move_in(start, account)
+        if os.getppid() != zygote:
+            raise SystemExit("expected a zygote that lives, got one that ended before it would have ended this child")
         _work(engine)
         code = 0
     except BaseException:  # noqa: BLE001 - the worker sees a child that ended without a result, and what it said last

@@ -67,9 +67,10 @@ def _serve(wire: Wire, fd: int, engine: Any, account: Account | None) -> None:
     message = TO_ZYGOTE.validate_json(raw)
     if isinstance(message, End):
         return  # it crossed with the child's own end
+    own = os.getpid()
     pid = os.fork()
     if pid == 0:
-        child.live(message, engine, account, *descriptors)
+        child.live(message, engine, account, own, *descriptors)
     for each in descriptors:
         os.close(each)
     ended = False

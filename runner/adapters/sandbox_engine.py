@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Thread
 from typing import IO
@@ -85,7 +86,7 @@ class SandboxEngine:
             named = [scratch / "out" / file.path for output in ended.result.outputs for file in output.files]
             named += [scratch / "artifacts" / name for name in ended.result.artifacts]
             require_plain(scratch, named, of=self._account)
-            return Execution(result=ended.result, reads=broker.reads, walls=walls)
+            return Execution(result=_as_known(ended.result), reads=broker.reads, walls=walls)
         if POLICY[ended.failure.category].retry:
             raise error_of(ended.failure)
         # A failure for good still has steps and reads that the record should show.
@@ -210,6 +211,19 @@ def _of_one_line(piece: bytes, output: IO[bytes]) -> Iterator[bytes]:
     yield piece
     while not piece.endswith(b"\n") and (piece := output.readline(_LONGEST_LINE_BYTES)):
         yield piece
+
+
+def _as_known(result: EngineResult) -> EngineResult:
+    """Without what a child has no say in: which versions are installed here, and where a file was fetched from."""
+    packages = {}
+    for name in result.packages:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    outputs = tuple(
+        output.model_copy(update={"files": tuple(file.model_copy(update={"source": None}) for file in output.files)})
+        for output in result.outputs
+    )
+    return result.model_copy(update={"packages": packages, "outputs": outputs})
 
 
 def _limits(resources: Resources) -> Limits:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
+import duckdb
 import pytest
 
 from runner.model.errors import Category
@@ -185,3 +186,26 @@ def test_a_declared_table_gives_no_right_to_its_other_snapshots(site: Site, plac
     manifest = site.end(query(site, sneaking))
     assert manifest.failure is not None
     assert "a file of no declared input" in manifest.failure.message
+
+
+def test_a_model_that_speaks_for_its_engine_changes_no_record_but_its_own(site: Site) -> None:
+    """A Python model runs in the engine's own process, and can say anything in its place: this says that it is done."""
+    model = (
+        "import gc, json, os\n\n"
+        "def model(dbt, session):\n"
+        "    from runner.engines.wire import Wire\n"
+        "    from runner.model.messages import Done, EngineResult\n"
+        "    wire = next(each for each in gc.get_objects() if isinstance(each, Wire))\n"
+        "    wire.send(Done(result=EngineResult(outputs=(), steps=(), packages={'duckdb': '9.9', 'no-such': '1'})))\n"
+        "    os._exit(0)\n"
+        "    return session.sql('SELECT 1 AS one')\n"
+    )
+    project = "name: hostile\nprofile: hostile\nversion: 1.0.0\n"
+    commit = site.commit({"dbt_project.yml": project, "models/one.py": model})
+    work = {"kind": "dbt", "steps": [{"command": "build"}]}
+    manifest = site.end(site.spec(commit, "transform", work, outputs=[{"dataset": "attack.one", "from": "main.one"}]))
+    assert manifest.state is State.FAILED
+    assert manifest.outputs == ()
+    assert manifest.report.software is not None
+    assert manifest.report.software.packages == {"duckdb": duckdb.__version__}
+    assert manifest.report.software.walls is not None

@@ -31,6 +31,8 @@ _LONGEST_LINE_BYTES = 16 * 1024
 _MOST_OUTPUT_BYTES = 16 * 1024 * 1024
 _GRACE_S = 5.0
 _MIB = 1024 * 1024
+_CPU_SHARE = 2
+"""Of the processors that it was given, for Python's threads beside DuckDB's; wall-clock time is what ends most."""
 _OPEN_FILES = 4096
 """More than a partitioned output and a table of many files take; far fewer than would starve the machine."""
 
@@ -228,7 +230,7 @@ def _as_known(result: EngineResult) -> EngineResult:
 
 def _limits(resources: Resources) -> Limits:
     return Limits(
-        cpu_s=resources.timeout_s * max(1, -(-resources.cpu // 1024)),
+        cpu_s=resources.timeout_s * max(1, -(-resources.cpu // 1024)) * _CPU_SHARE,
         data_bytes=resources.memory_mib * _MIB,
         file_bytes=resources.scratch_mib * _MIB,
         open_files=_OPEN_FILES,

@@ -53,9 +53,15 @@ _LATE = (
 )
 """What dbt, or the engine, imports when it first needs it."""
 
+_MACROS_A_STEP = 50
+"""Of some 500, which take about as long as all else together."""
 
-def warm() -> None:
-    """To be called once, before anything imports dbt, in a process with one thread and nothing to hide."""
+
+def warm() -> Iterator[None]:
+    """To be called once, before anything imports dbt, in a process with one thread and nothing to hide.
+
+    In steps, the first of which is what takes longest to have: between any two of them a child may be forked.
+    """
     _use_locks_of_threads()
     from dbt_common.clients.agate_helper import table_from_rows
     from dbt_common.clients.jinja import template_cache
@@ -63,6 +69,8 @@ def warm() -> None:
 
     for name in _LATE:
         importlib.import_module(name)
+    scratch.warm()
+    yield
     # By a name that says less than it does: dbt then remembers what it read in a text, for the same text.
     enable_test_caching()
     with TemporaryDirectory() as folder, _standing_where_it_stood():
@@ -72,11 +80,13 @@ def warm() -> None:
         manifest = _require(["--no-static-parser", *project.arguments(["parse"], partial_parse=False)])
         step = DbtStep(command="build", select=("none",), allow_empty=True)
         _require(["--no-static-parser", *project.step_arguments(step, partial_parse=True)])
-    for macro in manifest.macros.values():
-        template_cache.get_node_template(macro)
     table_from_rows([[1]], ["a"])
-    scratch.warm()
     _forget()
+    yield
+    for number, macro in enumerate(manifest.macros.values()):
+        template_cache.get_node_template(macro)
+        if number % _MACROS_A_STEP == 0:
+            yield
 
 
 def _use_locks_of_threads() -> None:

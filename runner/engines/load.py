@@ -47,11 +47,12 @@ _SMALLEST_CONTRACT = b"""
 """
 
 
-def warm() -> None:
-    """All that a load would import and build, in the process that the jobs are forked from."""
+def warm() -> Iterator[None]:
+    """All that a load would import and build, in the process that the jobs are forked from, in one step."""
     importlib.import_module("pyarrow.dataset")  # DuckDB imports it where it is given rows
     parse_contract(_SMALLEST_CONTRACT, what="the smallest contract")
     scratch.warm()
+    yield
 
 
 def run(job: Job, inputs: Inputs) -> EngineResult:

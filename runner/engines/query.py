@@ -23,9 +23,10 @@ from runner.model.spec import QueryWork
 MAX_SQL_BYTES = 1024 * 1024
 
 
-def warm() -> None:
-    """All that a query would import and build, in the process that the jobs are forked from."""
+def warm() -> Iterator[None]:
+    """All that a query would import and build, in the process that the jobs are forked from, in one step."""
     scratch.warm()
+    yield
 
 
 def run(job: Job, inputs: Inputs) -> EngineResult:

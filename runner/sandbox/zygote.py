@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,32 +34,47 @@ def main() -> None:
     account = Account(uid=int(uid[0]), gid=int(uid[0])) if uid else None
     wire = Wire(socket.socket(fileno=int(fd)))
     try:
-        engine, support = _warm(kind, Path(scratch), account)
+        support = _prepare(Path(scratch), account)
+        engine = importlib.import_module(ENGINES[kind])
+        steps: Iterator[None] = engine.warm()
+        next(steps, None)
+        _keep()
+        wire.send(Ready(walls=Walls(landlock=support.landlock, account="own" if account else "worker")))
+        # The worker's end is the zygote's.
+        with suppress(EOFError, OSError):
+            # A job that waits is served first; the rest of the steps makes those quicker that come later.
+            for _ in steps:
+                while _asked(int(fd)):
+                    _serve(wire, int(fd), engine, account)
+            _keep()
+            while True:
+                _serve(wire, int(fd), engine, account)
     except RunnerError as error:
         wire.send(Failed(failure=error.failure))
-        return
-    wire.send(Ready(walls=Walls(landlock=support.landlock, account="own" if account else "worker")))
-    # The worker's end is the zygote's.
-    with suppress(EOFError, OSError):
-        while True:
-            _serve(wire, int(fd), engine, account)
     # What is warm has nothing to say at its end, and would take a while to.
     os._exit(0)
 
 
-def _warm(kind: str, scratch: Path, account: Account | None) -> tuple[Any, walls.Support]:
-    """All that each child would do alike."""
+def _prepare(scratch: Path, account: Account | None) -> walls.Support:
+    """What has to be before any child is."""
     walls.hide()
     walls.adopt_orphans()
     support = walls.require()
     if account is not None:
         mounts.reach((scratch, *walls.needed_folders()), account)
-    engine = importlib.import_module(ENGINES[kind])
-    engine.warm()
-    # What is warm stays: a child that collected it would copy every page of it.
+    return support
+
+
+def _keep() -> None:
+    """What is warm stays: a child that collected it would copy every page of it."""
     gc.collect()
     gc.freeze()
-    return engine, support
+
+
+def _asked(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _serve(wire: Wire, fd: int, engine: Any, account: Account | None) -> None:

@@ -26,7 +26,8 @@ from runner.model.messages import Job
 from tests.support.engine_inputs import LocalInputs
 engine = importlib.import_module(sys.argv[1])
 before = len(os.listdir("/proc/self/task")), set(os.listdir("/proc/self/fd"))
-engine.warm()
+for _ in engine.warm():
+    pass
 assert (len(os.listdir("/proc/self/task")), set(os.listdir("/proc/self/fd"))) == before
 job, data, imported = Job.model_validate_json(Path(sys.argv[2]).read_text()), Path(sys.argv[3]), set(sys.modules)
 if os.fork() == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def failed(manifest: Manifest, *words: str) -> None:
     assert manifest.failure is not None
     assert manifest.failure.category is Category.LOGIC, manifest.failure
     for word in words:
-        assert word in manifest.failure.message, manifest.failure
+        assert re.search(word, manifest.failure.message), manifest.failure
     assert manifest.outputs == ()
 
 
@@ -56,7 +57,8 @@ def test_memory_is_taken_in_tiny_pieces(site: Site) -> None:
 
 def test_a_file_grows_without_end(site: Site) -> None:
     bomb = "with open(os.environ['HOME'] + '/big', 'wb') as file:\n    while True:\n        file.write(bytes(1 << 20))"
-    failed(run(site, bomb, scratch_mib=128), "at most 128 MiB of scratch")
+    # By the kernel, or by the worker if it looks in time: the file and the disk have the same bound.
+    failed(run(site, bomb, scratch_mib=128), r"File too large|at most 128 MiB of scratch")
 
 
 def test_a_file_that_is_larger_than_the_disk_but_holds_nothing(site: Site) -> None:
@@ -86,7 +88,7 @@ def test_processes_are_not_to_be_had(site: Site) -> None:
 
 def test_threads_without_end(site: Site) -> None:
     bomb = "while True:\n    threading.Thread(target=threading.Event().wait, daemon=True).start()"
-    failed(run(site, bomb, memory_mib=1024), "can't start new thread")
+    failed(run(site, bomb, memory_mib=1024), r"can't start new thread|got none left")
 
 
 def test_time_is_up_whatever_it_does(site: Site) -> None:

@@ -102,7 +102,8 @@ def serve(*, warm: bool) -> None:
     if warm:
         # A child has no /dev/shm and may start no process: nobody is to want a lock that works between processes.
         synchronize.SemLock.__init__ = _refused  # type: ignore[method-assign]
-        dbt.warm()
+        for _ in dbt.warm():
+            pass
         gc.collect()
         gc.freeze()
     print(json.dumps([before, _state()]), flush=True)

@@ -94,7 +94,7 @@ def _columns(output: EngineOutput) -> dict[str, str]:
 
 def _plain(text: str) -> str:
     """Without what dbt counts and measures, and the name that Python gave a file."""
-    return re.sub(r"\d+ of (?=\d+)|tmp\w{8}|in \d+\.\d\ds", "", text)
+    return re.sub(r"\d+ of (?=\d+)|tmp\w{8}|in \d+\.\d\ds|took \d+\.\d+ s", "", text)
 
 
 @pytest.fixture(scope="module")

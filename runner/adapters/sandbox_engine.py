@@ -79,9 +79,13 @@ class SandboxEngine:
         # Who has the worker's user id, and no Landlock, could write to what later jobs get.
         may_keep = walls.account == "own" or walls.landlock is not None
         with self._inputs_for(room, job.resources, may_keep=may_keep) as inputs:
+            key = parse_key(job, repo=job.repo, packages=job.packages) if may_keep else None
+            parsed = self._parses.get(key) if key else None
+            if parsed:
+                (scratch / PARSED).write_bytes(parsed)
             give(room, to=self._account)
-            if may_keep:
-                self._bring_parsed(job, inputs, say)
+            if key and parsed is None:
+                self._parse(job, key, inputs, say)
             broker = Broker(served, inputs, self._objects)
             ended = self._carry(job, job.resources, room, broker, secrets, say)
         if isinstance(ended, Done):
@@ -138,31 +142,23 @@ class SandboxEngine:
         finally:
             inputs.close()
 
-    def _bring_parsed(self, job: Job, inputs: InputCache, say: Callable[[Progress], None]) -> None:
-        """Put what parsing the project came to where the job looks for it, made by a child that does nothing else.
+    def _parse(self, job: Job, key: str, inputs: InputCache, say: Callable[[Progress], None]) -> None:
+        """Have the project parsed by a child that does nothing else, and keep what that comes to.
 
-        What a job's own child leaves is never kept: code of the job has run in it.
+        It stays where the job looks for it. What a job's own child leaves is never kept: code of the job has run in it.
         """
-        key = parse_key(job, repo=job.repo, packages=job.packages)
-        if key is None:
-            return
         scratch = Path(job.scratch)
         path = scratch / PARSED
-        parsed = self._parses.get(key)
-        if parsed is None:
-            broker = Broker({}, inputs, self._objects)
-            ended = self._carry(Parse(job=job), job.resources, scratch.parent, broker, {}, say)
-            if isinstance(ended, Failed):
-                say(Progress(level="debug", message=f"what parsing comes to is not kept: {ended.failure.message}"))
-                return
-            parsed = b""
-            if path.exists():
-                require_plain(scratch, [path], of=self._account)
-                parsed = path.read_bytes() if path.stat().st_size <= MAX_PARSED_BYTES else b""
-            self._parses.put(key, parsed)
-        elif parsed:
-            path.write_bytes(parsed)
-            give(scratch.parent, to=self._account)
+        broker = Broker({}, inputs, self._objects)
+        ended = self._carry(Parse(job=job), job.resources, scratch.parent, broker, {}, say)
+        if isinstance(ended, Failed):
+            say(Progress(level="debug", message=f"what parsing comes to is not kept: {ended.failure.message}"))
+            return
+        parsed = b""
+        if path.exists():
+            require_plain(scratch, [path], of=self._account)
+            parsed = path.read_bytes() if path.stat().st_size <= MAX_PARSED_BYTES else b""
+        self._parses.put(key, parsed)
 
     def stop(self) -> None:
         child = self._child

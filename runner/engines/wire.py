@@ -47,7 +47,7 @@ class Wire:
         descriptors: list[int] = []
         try:
             return self._frame(descriptors, most_bytes), tuple(descriptors)
-        except BaseException:
+        except BaseException:  # a signal's too: whoever gets no frame cannot close what came with it
             for each in descriptors:
                 os.close(each)
             raise

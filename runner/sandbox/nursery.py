@@ -89,7 +89,7 @@ class Nursery:
             child = Child(zygote, pid, Wire(ours), output)
             try:
                 yield child
-            except BaseException:
+            except BaseException:  # a signal's too: a job that is handed back leaves no child at work
                 child.end()
                 raise
             finally:

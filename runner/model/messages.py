@@ -230,8 +230,6 @@ class Ended(Strict):
     type: Literal["ended"] = "ended"
     code: int
     """As `os.waitstatus_to_exitcode` has it: below zero it is the signal that killed it."""
-    resident_bytes: int
-    """The most memory that it had at a time."""
     left_running: int
     """Processes of its making that had to be killed."""
 

@@ -92,17 +92,17 @@ def _serve(wire: Wire, fd: int, engine: Any, account: Account | None) -> None:
     ended = False
     try:
         wire.send(Started(pid=pid))
-        code, resident = _watch(wire, fd, pid)
+        code = _watch(wire, fd, pid)
         ended = True
     finally:
         if not ended:
             os.kill(pid, signal.SIGKILL)
         left = _end_orphans()
-    wire.send(Ended(code=code, resident_bytes=resident, left_running=left))
+    wire.send(Ended(code=code, left_running=left))
 
 
-def _watch(wire: Wire, fd: int, pid: int) -> tuple[int, int]:
-    """How the child ended and the most memory it had, in bytes; kills it where the worker says so."""
+def _watch(wire: Wire, fd: int, pid: int) -> int:
+    """How the child ended; kills it where the worker says so."""
     pidfd = os.pidfd_open(pid)
     try:
         poll = select.poll()
@@ -111,8 +111,8 @@ def _watch(wire: Wire, fd: int, pid: int) -> tuple[int, int]:
         while True:
             ready = dict(poll.poll())
             if pidfd in ready:
-                _, status, usage = os.wait4(pid, 0)
-                return os.waitstatus_to_exitcode(status), usage.ru_maxrss * 1024
+                _, status = os.waitpid(pid, 0)
+                return os.waitstatus_to_exitcode(status)
             raw, _ = wire.receive()
             if TO_ZYGOTE.validate_json(raw) == End(pid=pid):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -190,7 +190,7 @@ def _said() -> tuple[Strict, ...]:
         Failed(failure=Failure(category=Category.RATE_LIMIT, message="wait", retry_after_s=3.0), steps=steps),
         job,
         Start(room="/room", limits=Limits(cpu_s=1, data_bytes=1, file_bytes=1, open_files=1)),
-        Ended(code=-9, resident_bytes=1, left_running=0),
+        Ended(code=-9, left_running=0),
     )
 
 
